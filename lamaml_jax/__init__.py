@@ -1,0 +1,45 @@
+"""La-MAML, look-ahead meta-learning for continual learning, in functional JAX."""
+
+from lamaml_jax import losses, metrics
+from lamaml_jax.clipping import clip_meta_grads
+from lamaml_jax.inner import InnerTrace, adapt
+from lamaml_jax.learner import Learner, LearnerState, lamaml_learner, observe_stream
+from lamaml_jax.meta import MetaInfo, meta_value_and_grad
+from lamaml_jax.reservoir import Reservoir, ReservoirState, make_reservoir
+from lamaml_jax.step_sizes import StepSizesState, scale_by_step_sizes
+from lamaml_jax.transform import LamamlInfo, LamamlState, lamaml_transform
+from lamaml_jax.types import Batch, Key, LossFn, Mask, MetaParams, Params
+from lamaml_jax.variants import cmaml, lamaml, sync_lamaml
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "InnerTrace",
+    "Key",
+    "LamamlInfo",
+    "LamamlState",
+    "Learner",
+    "LearnerState",
+    "LossFn",
+    "Mask",
+    "MetaInfo",
+    "MetaParams",
+    "Params",
+    "Reservoir",
+    "ReservoirState",
+    "StepSizesState",
+    "adapt",
+    "clip_meta_grads",
+    "cmaml",
+    "lamaml",
+    "lamaml_learner",
+    "lamaml_transform",
+    "losses",
+    "make_reservoir",
+    "meta_value_and_grad",
+    "metrics",
+    "observe_stream",
+    "scale_by_step_sizes",
+    "sync_lamaml",
+]

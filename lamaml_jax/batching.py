@@ -1,0 +1,77 @@
+"""Support and query sets, cut from an incoming batch and replayed rows."""
+
+import jax
+import jax.numpy as jnp
+
+from lamaml_jax import checks, types
+
+
+def split_support(
+    key: types.Key, batch: types.Batch, mask: types.Mask | None, inner_steps: int
+) -> tuple[types.Batch, types.Mask, types.Batch, types.Mask]:
+    """Shuffles a batch and deals it into K inner batches of ceil(B / K) rows.
+
+    Args:
+        key: consumed.
+        batch: pytree with leaves [B, ...].
+        mask: [B] booleans or None; valid rows are dealt first.
+        inner_steps: K <= B.
+
+    Returns:
+        ``support`` leaves [K, ceil(B / K), ...] and its mask; the shuffled rows [B,
+        ...] and their mask. Padding repeats the last shuffled row and is masked.
+
+    Raises:
+        ValueError: K > B, or leading axes disagree.
+    """
+    (num_rows,) = checks.check_rows("batch", batch)
+    checks.check_fits("inner_steps", inner_steps, "rows of batch", num_rows)
+    order = jax.random.permutation(key, num_rows)
+    if mask is None:
+        row_mask = jnp.ones(num_rows, jnp.bool_)
+    else:
+        checks.check_mask("batch_mask", mask, (num_rows,))
+        order = order[jnp.argsort(~mask[order], stable=True)]
+        row_mask = mask[order]
+    rows = jax.tree.map(lambda leaf: leaf[order], batch)
+    per_step = -(-num_rows // inner_steps)
+    slots = jnp.arange(inner_steps * per_step)
+    source = jnp.minimum(slots, num_rows - 1).reshape(inner_steps, per_step)
+    support_mask = row_mask[source] & (slots < num_rows).reshape(source.shape)
+    support = jax.tree.map(lambda leaf: leaf[source], rows)
+    return support, support_mask, rows, row_mask
+
+
+def join_replay(
+    replayed: types.Batch,
+    replay_mask: types.Mask,
+    batch: types.Batch,
+    batch_mask: types.Mask | None,
+) -> tuple[types.Batch, types.Mask]:
+    """Places replayed rows before the incoming ones.
+
+    Slots without a replayed row repeat an incoming one, masked out, so that the loss
+    stays finite on them.
+
+    Args:
+        replayed: pytree with leaves [R, ...].
+        replay_mask: [R] booleans, True = valid.
+        batch: pytree with leaves [B, ...], the same tree.
+        batch_mask: [B] booleans or None.
+
+    Returns:
+        The query, leaves [R + B, ...], and its mask [R + B].
+
+    Raises:
+        ValueError: leading axes disagree.
+    """
+    (num_rows,) = checks.check_rows("batch", batch)
+    if batch_mask is None:
+        batch_mask = jnp.ones(num_rows, jnp.bool_)
+
+    def join(old, new):
+        valid = replay_mask.reshape((-1,) + (1,) * (old.ndim - 1))
+        return jnp.concatenate([jnp.where(valid, old, new[:1]), new])
+
+    query = jax.tree.map(join, replayed, batch)
+    return query, jnp.concatenate([replay_mask, batch_mask])

@@ -1,0 +1,366 @@
+"""Trace-time checks of arguments, and the only place that words their errors.
+
+Every function raises ``ValueError`` (shapes, trees, static ranges) or ``TypeError``
+(dtypes, kinds) with a message that names the argument, the leaf, what was expected
+and what was received. Values inside arrays are never looked at.
+"""
+
+import operator
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lamaml_jax import types
+
+
+def is_masked_node(leaf: Any) -> bool:
+    """Tells whether ``leaf`` stands for weights that optax hides from an inner tx."""
+    return isinstance(leaf, optax.MaskedNode)
+
+
+def _path(name: str, path: tuple[Any, ...]) -> str:
+    return name + jax.tree_util.keystr(path)
+
+
+def _describe(leaf: Any) -> str:
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return f"{leaf.dtype}{list(leaf.shape)}"
+    return f"{type(leaf).__name__} {leaf!r}"
+
+
+def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
+    """Returns ``value`` as a Python int, which it must be, at least ``minimum``."""
+    if isinstance(value, jax.Array | bool):
+        raise TypeError(
+            f"{name}: expected a Python int that fixes a shape, received "
+            f"{_describe(value)}; under optax.inject_hyperparams list it in static_args"
+        )
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected an int, received {_describe(value)}"
+        ) from None
+    if not minimum <= value < 2**31 - 1:
+        raise ValueError(
+            f"{name}: expected {minimum} <= {name} < 2**31 - 1, received {value}"
+        )
+    return value
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Checks that ``value`` is one of the named ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {list(choices)}, received {value!r}")
+
+
+def check_accumulate(inner_ad: str, *, first_order: bool) -> None:
+    """Refuses the first-order closed form where second order was asked for."""
+    if inner_ad == "accumulate" and not first_order:
+        raise ValueError(
+            "inner_ad: expected first_order=True with 'accumulate', which holds inner "
+            "gradients constant, received first_order=False"
+        )
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Checks a Python number to be > 0; arrays and None pass (values unseen)."""
+    if isinstance(value, int | float) and not value > 0:
+        raise ValueError(f"{name}: expected a number > 0, received {value!r}")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Checks that ``value`` can be called."""
+    if not callable(value):
+        raise TypeError(f"{name}: expected a callable, received {_describe(value)}")
+
+
+def check_transformation(name: str, value: Any) -> None:
+    """Checks that ``value`` is an optax transformation (a pair of functions)."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise TypeError(
+            f"{name}: expected an optax.GradientTransformation, received "
+            f"{_describe(value)}"
+        )
+
+
+def check_key(name: str, key: Any) -> None:
+    """Checks that ``key`` is one typed or raw jax random key."""
+    if key is None:
+        raise ValueError(f"{name}: expected a key from jax.random.key, received None")
+    dtype = getattr(key, "dtype", None)
+    if dtype is None:
+        raise TypeError(f"{name}: expected a jax random key, received {_describe(key)}")
+    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and dtype != jnp.uint32:
+        raise TypeError(f"{name}: expected a jax random key, received {_describe(key)}")
+    if len(key.shape) != (0 if typed else 1):
+        raise ValueError(f"{name}: expected one key, received shape {key.shape}")
+
+
+def check_floating(name: str, tree: Any) -> None:
+    """Checks that ``tree`` has leaves and that all are floating arrays."""
+    leaves = jax.tree.leaves_with_path(tree)
+    if not leaves:
+        raise ValueError(f"{name}: expected at least one array, received an empty tree")
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{_path(name, path)}: expected a floating array, received "
+                f"{_describe(leaf)}"
+            )
+
+
+def check_same_tree(name: str, tree: Any, like_name: str, like: Any) -> None:
+    """Checks that ``tree`` has the structure and the leaf shapes of ``like``."""
+    received, expected = jax.tree.structure(tree), jax.tree.structure(like)
+    if received != expected:
+        raise ValueError(
+            f"{name}: expected the tree of {like_name}, {expected}, received {received}"
+        )
+    for (path, leaf), other in zip(
+        jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True
+    ):
+        if jnp.shape(leaf) != jnp.shape(other):
+            raise ValueError(
+                f"{_path(name, path)}: expected shape {jnp.shape(other)} as in "
+                f"{like_name}, received {jnp.shape(leaf)}"
+            )
+
+
+def check_meta_params(params: types.MetaParams) -> None:
+    """Checks slow weights and step sizes: floating, one tree, same shapes."""
+    check_floating("weights", params.weights)
+    check_floating("step_sizes", params.step_sizes)
+    check_same_tree("step_sizes", params.step_sizes, "weights", params.weights)
+
+
+def check_bool_prefix(name: str, mask: Any, like_name: str, like: Any) -> None:
+    """Checks ``mask``: Python bools in the tree of ``like`` or in a prefix of it."""
+    for path, leaf in jax.tree.leaves_with_path(mask):
+        if not isinstance(leaf, bool):
+            raise TypeError(
+                f"{_path(name, path)}: expected a Python bool, received "
+                f"{_describe(leaf)}"
+            )
+    try:
+        jax.tree.map(lambda _, part: part, mask, like)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected the tree of {like_name} or a prefix of it, "
+            f"{jax.tree.structure(like)}, received {jax.tree.structure(mask)}"
+        ) from None
+
+
+def check_unmasked(name: str, params: Any) -> None:
+    """Refuses parameters of which optax.masked or optax.partition hides a part."""
+    leaves = jax.tree.leaves_with_path(params, is_leaf=is_masked_node)
+    for path, leaf in leaves:
+        if is_masked_node(leaf):
+            raise ValueError(
+                f"{_path(name, path)}: hidden by optax.masked or optax.partition, but "
+                "the loss needs every weight. Two ways work: wrap only "
+                "lamaml_jax.scale_by_step_sizes, which needs no loss; or pass "
+                "adapt_mask= to lamaml_transform, which selects the leaves that the "
+                "inner loop adapts"
+            )
+
+
+def check_rows(name: str, batch: Any, *, axes: int = 1) -> tuple[int, ...]:
+    """Checks that all leaves of ``batch`` share ``axes`` leading axes; returns them."""
+    leaves = jax.tree.leaves_with_path(batch)
+    if not leaves:
+        raise ValueError(f"{name}: expected at least one array, received an empty tree")
+    first_path, first = leaves[0]
+    leading = jnp.shape(first)[:axes]
+    for path, leaf in leaves:
+        shape = jnp.shape(leaf)
+        if len(shape) < axes:
+            raise ValueError(
+                f"{_path(name, path)}: expected {axes} leading axes, received {shape}"
+            )
+        if shape[:axes] != leading:
+            raise ValueError(
+                f"{_path(name, path)}: expected leading axes {leading} as in "
+                f"{_path(name, first_path)}, received {shape}"
+            )
+    if 0 in leading:
+        raise ValueError(f"{name}: expected at least one row, received axes {leading}")
+    return leading
+
+
+def check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
+    """Checks that ``mask`` is boolean and has ``shape``."""
+    if jnp.shape(mask) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, received {jnp.shape(mask)}")
+    if jnp.result_type(mask) != jnp.bool_:
+        raise TypeError(
+            f"{name}: expected a boolean array, received {jnp.result_type(mask)}"
+        )
+
+
+def check_losses(losses: Any, num_rows: int, *, masked: bool) -> None:
+    """Checks what a loss function returned: [num_rows], or a scalar if unmasked."""
+    dtype = getattr(losses, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"loss_fn: expected floating losses, received {_describe(losses)}"
+        )
+    if losses.shape == () and masked:
+        raise ValueError(
+            f"loss_fn: expected losses of shape ({num_rows},) because rows are masked, "
+            "received a scalar; return one loss per example"
+        )
+    if losses.shape not in ((), (num_rows,)):
+        raise ValueError(
+            f"loss_fn: expected losses of shape ({num_rows},), one per example, or a "
+            f"scalar, received {losses.shape}"
+        )
+
+
+def check_draws(name: str, draws: Any, num_rows: int) -> None:
+    """Checks one integer draw per row."""
+    if jnp.shape(draws) != (num_rows,):
+        raise ValueError(
+            f"{name}: expected shape ({num_rows},), received {jnp.shape(draws)}"
+        )
+    if not jnp.issubdtype(jnp.result_type(draws), jnp.integer):
+        raise TypeError(f"{name}: expected integers, received {jnp.result_type(draws)}")
+
+
+def check_like_example(name: str, rows: Any, example: Any) -> int:
+    """Checks rows against one example row (shapes, dtypes); returns their number."""
+    (num_rows,) = check_rows(name, rows)
+    received, expected = jax.tree.structure(rows), jax.tree.structure(example)
+    if received != expected:
+        raise ValueError(
+            f"{name}: expected the tree of the example row, {expected}, received "
+            f"{received}"
+        )
+    for (path, leaf), one in zip(
+        jax.tree.leaves_with_path(rows), jax.tree.leaves(example), strict=True
+    ):
+        if jnp.shape(leaf)[1:] != one.shape:
+            raise ValueError(
+                f"{_path(name, path)}: expected rows of shape {one.shape}, received "
+                f"{jnp.shape(leaf)[1:]}"
+            )
+        if jnp.result_type(leaf) != one.dtype:
+            raise TypeError(
+                f"{_path(name, path)}: expected dtype {one.dtype}, received "
+                f"{jnp.result_type(leaf)}"
+            )
+    return num_rows
+
+
+def check_example(name: str, example: Any) -> None:
+    """Checks one example row: leaves with a shape and a dtype."""
+    leaves = jax.tree.leaves_with_path(example)
+    if not leaves:
+        raise ValueError(f"{name}: expected at least one array, received an empty tree")
+    for path, leaf in leaves:
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise TypeError(
+                f"{_path(name, path)}: expected a jax.ShapeDtypeStruct or an array, "
+                f"received {_describe(leaf)}"
+            )
+
+
+def check_covers(name: str, tree: Any, like: Any) -> None:
+    """Checks that ``tree`` has every part of ``like`` that optax does not hide."""
+    try:
+        jax.tree.map(lambda leaf, part: None, like, tree, is_leaf=is_masked_node)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected the tree of the parameters, "
+            f"{jax.tree.structure(like)}, received {jax.tree.structure(tree)}"
+        ) from None
+
+
+def check_step_size_init(name: str, init: Any, params: Any) -> None:
+    """Checks initial step sizes: per leaf a number or an array of its shape."""
+    for (path, value), leaf in zip(
+        jax.tree.leaves_with_path(init), jax.tree.leaves(params), strict=True
+    ):
+        if not isinstance(value, int | float) and not hasattr(value, "dtype"):
+            raise TypeError(
+                f"{_path(name, path)}: expected a number or an array, received "
+                f"{_describe(value)}"
+            )
+        if jnp.shape(value) not in ((), jnp.shape(leaf)):
+            raise ValueError(
+                f"{_path(name, path)}: expected a number or shape {jnp.shape(leaf)} "
+                f"as in params, received {jnp.shape(value)}"
+            )
+
+
+def check_is_meta_params(name: str, value: Any) -> None:
+    """Checks that ``value`` is a pair of weights and step sizes."""
+    if not isinstance(value, types.MetaParams):
+        raise TypeError(f"{name}: expected MetaParams, received {_describe(value)}")
+
+
+def check_given(name: str, value: Any, caller: str) -> None:
+    """Checks that a required keyword argument was passed."""
+    if value is None:
+        raise ValueError(f"{name}: {caller} needs it, received None")
+
+
+def check_fits(name: str, value: int, limit_name: str, limit: int) -> None:
+    """Checks a static size against the number of rows it is taken from."""
+    if value > limit:
+        raise ValueError(
+            f"{name}: expected at most the {limit} {limit_name}, received {value}"
+        )
+
+
+def check_equal(name: str, value: int, expected_name: str, expected: int) -> None:
+    """Checks a leading axis against the size bound at construction."""
+    if value != expected:
+        raise ValueError(
+            f"{name}: expected leading axis {expected} ({expected_name}), received "
+            f"{value}"
+        )
+
+
+def check_data_form(support: Any, query: Any, batch: Any) -> None:
+    """Checks that data came either as support and query or as a batch."""
+    if batch is not None and (support is not None or query is not None):
+        raise ValueError(
+            "batch: expected either batch= and key=, or support= and query=, received "
+            "both"
+        )
+    if batch is None and support is None and query is None:
+        raise ValueError(
+            "batch: lamaml_transform.update needs batch= and key=, or support= and "
+            "query=, received neither"
+        )
+    if batch is None:
+        check_given("support", support, "lamaml_transform.update")
+        check_given("query", query, "lamaml_transform.update")
+
+
+def check_accuracy(accuracy: Any) -> None:
+    """Checks an accuracy matrix: floating, last two axes square and not empty."""
+    shape = jnp.shape(accuracy)
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
+        raise ValueError(f"accuracy: expected shape [..., T, T], received {shape}")
+    if not jnp.issubdtype(jnp.result_type(accuracy), jnp.floating):
+        raise TypeError(
+            f"accuracy: expected floating fractions, received "
+            f"{jnp.result_type(accuracy)}"
+        )
+
+
+def check_initial_accuracy(accuracy: Any, initial_accuracy: Any) -> None:
+    """Checks the untrained model's accuracies against an accuracy matrix."""
+    expected = jnp.shape(accuracy)[:-1]
+    if jnp.shape(initial_accuracy) != expected:
+        raise ValueError(
+            f"initial_accuracy: expected shape {expected}, received "
+            f"{jnp.shape(initial_accuracy)}"
+        )

@@ -1,0 +1,45 @@
+"""Clipping of the two meta-gradients, each by its own global norm."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from lamaml_jax import checks, types
+
+
+def clip_meta_grads(
+    max_norm: chex.Numeric, *, eps: chex.Numeric = 1e-6
+) -> optax.GradientTransformation:
+    """Clips the weights' and the step sizes' meta-gradients separately.
+
+    Each half is scaled by ``min(1, max_norm / (norm + eps))`` with its own global norm;
+    ``optax.clip_by_global_norm`` on the pair would let a large gradient of one half
+    shrink the other.
+
+    Args:
+        max_norm: largest global norm of each half; may be a traced scalar.
+        eps: added to the norm, as the published code does.
+
+    Returns:
+        A stateless transformation of ``MetaParams``, the ``meta_tx`` of
+        ``lamaml_transform``. A non-finite norm makes its half non-finite.
+
+    Raises:
+        ValueError: ``max_norm`` is a Python number that is not > 0.
+        TypeError: the updates are not ``MetaParams``.
+    """
+    checks.check_positive("max_norm", max_norm)
+
+    def update(updates, state, params=None):
+        del params
+        checks.check_is_meta_params("updates", updates)
+
+        def clip_half(grads):
+            norm = optax.tree.norm(grads)
+            factor = jnp.minimum(1, max_norm / (norm + eps))
+            return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+
+        return types.MetaParams(*map(clip_half, updates)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,109 @@
+"""Reductions and classification losses that stay finite when no row is valid."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lamaml_jax import checks, types
+
+
+def masked_mean(values: jax.Array, mask: types.Mask | None = None) -> jax.Array:
+    """Averages ``values`` over the rows that ``mask`` declares valid.
+
+    Args:
+        values: [B], any unit.
+        mask: [B] booleans, True = valid; None takes every row.
+
+    Returns:
+        Scalar in the unit of ``values``; 0 with zero gradient if no row is valid.
+
+    Raises:
+        ValueError: ``mask`` has another shape than ``values``.
+        TypeError: ``mask`` is not boolean.
+    """
+    if mask is None:
+        return jnp.mean(values)
+    checks.check_mask("mask", mask, values.shape)
+    count = jnp.maximum(jnp.sum(mask), 1).astype(values.dtype)
+    return jnp.sum(jnp.where(mask, values, 0)) / count
+
+
+def mean_loss(
+    loss_fn: types.LossFn,
+    weights: types.Params,
+    batch: types.Batch,
+    mask: types.Mask | None = None,
+) -> jax.Array:
+    """Reduces ``loss_fn`` to its mean over the valid rows of ``batch``.
+
+    Args:
+        loss_fn: ``(weights, batch) -> [B]`` per-example losses (nats), or a scalar
+            that is taken as the mean where ``mask`` is None.
+        weights: any pytree of floating arrays.
+        batch: pytree with leaves [B, ...]. Rows with mask False are ignored, but must
+            hold values at which the loss has a finite value and gradient.
+        mask: [B] booleans, True = valid; None takes every row.
+
+    Returns:
+        Scalar, nats; 0 with zero gradient if no row is valid.
+
+    Raises:
+        ValueError: the losses are neither [B] nor, unmasked, a scalar.
+        TypeError: the losses are not floating.
+    """
+    (num_rows,) = checks.check_rows("batch", batch)
+    losses = loss_fn(weights, batch)
+    checks.check_losses(losses, num_rows, masked=mask is not None)
+    return masked_mean(losses, mask)
+
+
+def multi_head_cross_entropy(
+    logits: jax.Array, labels: jax.Array, tasks: jax.Array, classes_per_task: int
+) -> jax.Array:
+    """Cross-entropy of each row over the outputs of its own task only.
+
+    Args:
+        logits: [B, Y] unnormalised log-probabilities of all Y classes.
+        labels: [B] integer classes in [0, Y).
+        tasks: [B] integer task ids; task t owns the classes from
+            ``t * classes_per_task`` up to, not including, ``(t + 1) *
+            classes_per_task``.
+        classes_per_task: outputs of one task.
+
+    Returns:
+        [B] losses in nats. Outputs of other tasks get zero gradient.
+
+    Raises:
+        ValueError: axes disagree or ``classes_per_task`` is not in [1, Y].
+    """
+    classes_per_task = checks.check_count("classes_per_task", classes_per_task)
+    checks.check_rows("(logits, labels, tasks)", (logits, labels, tasks))
+    if classes_per_task > logits.shape[-1]:
+        raise ValueError(
+            f"classes_per_task: expected at most the {logits.shape[-1]} outputs of "
+            f"logits, received {classes_per_task}"
+        )
+    own = jnp.arange(logits.shape[-1])[None, :] // classes_per_task == tasks[:, None]
+    masked_logits = jnp.where(own, logits, jnp.finfo(logits.dtype).min)
+    return optax.softmax_cross_entropy_with_integer_labels(masked_logits, labels)
+
+
+def accuracy(
+    logits: jax.Array, labels: jax.Array, mask: types.Mask | None = None
+) -> jax.Array:
+    """Fraction of valid rows whose largest logit is at the label.
+
+    Args:
+        logits: [B, Y].
+        labels: [B] integer classes in [0, Y).
+        mask: [B] booleans, True = valid; None takes every row.
+
+    Returns:
+        Scalar fraction in [0, 1]; 0 if no row is valid.
+
+    Raises:
+        ValueError: axes disagree.
+    """
+    checks.check_rows("(logits, labels)", (logits, labels))
+    hits = jnp.argmax(logits, axis=-1) == labels
+    return masked_mean(hits.astype(jnp.float32), mask)

@@ -1,0 +1,154 @@
+"""A uniform sample of an unbounded stream, kept in arrays of fixed size."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lamaml_jax import checks, types
+
+ACCEPTANCE_RULES = ("exact", "published")
+_MAX_SEEN = 2**31 - 2
+
+
+class ReservoirState(NamedTuple):
+    """Stored rows and how many rows have been offered."""
+
+    rows: types.Batch
+    """Leaves [C, ...]; slots that were never filled hold zeros."""
+    num_seen: jax.Array
+    """Scalar int32, valid rows offered so far; stays at 2**31 - 2 once there."""
+
+
+class Reservoir(NamedTuple):
+    """A container of pure functions with their sizes bound by ``make_reservoir``."""
+
+    init: Callable[[], ReservoirState]
+    """``init() -> state``, empty."""
+    add: Callable[..., ReservoirState]
+    """``add(key, state, rows, mask=None) -> state``: offers rows [B, ...]."""
+    insert: Callable[..., ReservoirState]
+    """``insert(state, rows, draws, mask=None) -> state``: ``add`` with given draws."""
+    sample: Callable[..., tuple[types.Batch, jax.Array]]
+    """``sample(key, state, size) -> rows [size, ...], mask [size]``."""
+
+
+def _last_writer(slots: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
+    """Sorts writes by slot and sends all but the last to each slot out of bounds.
+
+    A scatter with repeated indices has no defined order, so only one write per slot may
+    remain. Returns the order of the rows and the slot of each row in that order.
+    """
+    order = jnp.argsort(slots, stable=True)
+    ordered = slots[order]
+    is_last = jnp.concatenate([ordered[1:] != ordered[:-1], jnp.ones(1, jnp.bool_)])
+    return order, jnp.where(is_last, ordered, capacity)
+
+
+def _uniform_subset(key: types.Key, size: int, num_stored: jax.Array) -> jax.Array:
+    """Draws ``size`` distinct indices below ``num_stored`` (Floyd's algorithm).
+
+    If fewer are stored, the first ``num_stored`` results are all of them.
+    """
+    start = jnp.maximum(num_stored - size, 0)
+    limits = start + jnp.arange(size, dtype=jnp.int32)
+    draws = jax.random.randint(key, (size,), 0, limits + 1)
+
+    def choose(i, chosen):
+        taken = jnp.any((chosen == draws[i]) & (jnp.arange(size) < i))
+        return chosen.at[i].set(jnp.where(taken, limits[i], draws[i]))
+
+    return jax.lax.fori_loop(0, size, choose, jnp.zeros(size, jnp.int32))
+
+
+def make_reservoir(
+    capacity: int,
+    example: types.Batch,
+    *,
+    acceptance: str = "exact",
+    replace: bool = True,
+) -> Reservoir:
+    """Builds a reservoir sampler (Vitter's algorithm R) on fixed-size arrays.
+
+    While it is not full, every row is stored. Once full, the n-th row (n from 1) draws
+    a slot uniformly and is stored there if the slot exists: from [0, n - 1] under the
+    ``"exact"`` rule, so that each row so far is stored with probability C / n; from
+    [0, n] under the ``"published"`` rule of the authors' code, C / (n + 1).
+
+    The cost of ``add`` and ``sample`` does not depend on the capacity: inside a jitted
+    scan, or with the state donated, rows are written in place.
+
+    Args:
+        capacity: C, number of rows kept, at least 1.
+        example: one row as a pytree of ``jax.ShapeDtypeStruct`` (or arrays), without
+            the leading axis.
+        acceptance: ``"exact"`` or ``"published"``.
+        replace: draw sampled rows independently (with replacement, as published) or as
+            a uniform subset.
+
+    Returns:
+        A ``Reservoir``. ``add(key, state, rows, mask)`` offers rows [B, ...] in order,
+        skipping those with mask False, and equals offering them one by one.
+        ``insert`` does the same with the slots drawn by the caller (``draws`` [B],
+        used only by rows that find the reservoir full). ``sample(key, state, size)``
+        returns rows and their mask: min(size, stored) of them are valid, valid ones
+        first, none while it is empty.
+
+    Raises:
+        ValueError: capacity < 1, an unknown rule, rows that do not fit the example.
+        TypeError: another dtype than the example's, a mask that is not boolean.
+    """
+    capacity = checks.check_count("capacity", capacity)
+    checks.check_choice("acceptance", acceptance, ACCEPTANCE_RULES)
+    checks.check_example("example", example)
+    extra = 0 if acceptance == "exact" else 1
+
+    def init() -> ReservoirState:
+        rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
+        return ReservoirState(rows, jnp.zeros((), jnp.int32))
+
+    def positions(num_seen, mask):
+        room = _MAX_SEEN - num_seen
+        return num_seen + jnp.minimum(jnp.cumsum(mask, dtype=jnp.int32), room)
+
+    def row_mask(rows, mask):
+        num_rows = checks.check_like_example("rows", rows, example)
+        if mask is None:
+            return jnp.ones(num_rows, jnp.bool_)
+        checks.check_mask("mask", mask, (num_rows,))
+        return mask
+
+    def insert(state, rows, draws, mask=None):
+        mask = row_mask(rows, mask)
+        checks.check_draws("draws", draws, mask.shape[0])
+        nth = positions(state.num_seen, mask)
+        slots = jnp.where(nth <= capacity, nth - 1, draws.astype(jnp.int32))
+        slots = jnp.where(mask, jnp.minimum(slots, capacity), capacity)
+        order, slots = _last_writer(slots, capacity)
+        stored = jax.tree.map(
+            lambda kept, new: kept.at[slots].set(new[order], mode="drop"),
+            state.rows,
+            rows,
+        )
+        return ReservoirState(stored, nth[-1])
+
+    def add(key, state, rows, mask=None):
+        checks.check_key("key", key)
+        mask = row_mask(rows, mask)
+        nth = jnp.maximum(positions(state.num_seen, mask), 1)
+        draws = jax.random.randint(key, mask.shape, 0, nth + extra)
+        return insert(state, rows, draws, mask)
+
+    def sample(key, state, size):
+        checks.check_key("key", key)
+        size = checks.check_count("size", size)
+        num_stored = jnp.minimum(state.num_seen, capacity)
+        if replace:
+            rows = jax.random.randint(key, (size,), 0, jnp.maximum(num_stored, 1))
+        else:
+            rows = _uniform_subset(key, size, num_stored)
+        mask = jnp.arange(size) < num_stored
+        return jax.tree.map(lambda kept: kept[rows], state.rows), mask
+
+    return Reservoir(init, add, insert, sample)
