@@ -1,0 +1,1 @@
+"""Benchmarks, baselines and reports around lamaml_jax; run as a module."""

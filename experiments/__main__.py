@@ -1,0 +1,342 @@
+"""The command line: parses, checks, then calls."""
+
+import dataclasses
+import os
+import shutil
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from experiments import report as reporting
+from experiments.errors import UserError
+
+app = typer.Typer(
+    name="python -m experiments",
+    help="Continual-learning benchmarks of La-MAML and its baselines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="List and prepare data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+console = Console()
+
+DEFAULT_BENCHMARK = "digits-rotations"
+DEFAULT_METHODS = ["lamaml", "cmaml", "er", "online"]
+
+
+class Acceptance(StrEnum):
+    """Rules by which a full reservoir accepts a row."""
+
+    exact = "exact"
+    published = "published"
+
+
+class Objective(StrEnum):
+    """Query losses that make the meta-loss."""
+
+    mean = "mean"
+    last = "last"
+
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the prepared data sets [default: $TFDS_DATA_DIR or "
+        "~/tensorflow_datasets]",
+        show_default=False,
+    ),
+]
+HYPER_PANEL = "Hyper-parameters (default: the published ones, see `list`)"
+
+
+def _hyper(help_text: str) -> typer.models.OptionInfo:
+    return typer.Option(help=help_text, show_default=False, rich_help_panel=HYPER_PANEL)
+
+
+def _start_jax(devices: int | None, cache: bool) -> None:
+    """Imports jax with one device per core on a CPU, and with its persistent cache."""
+    from experiments import runner
+
+    count = devices if devices is not None else os.cpu_count() or 1
+    if count < 1:
+        raise UserError(f"--devices: expected at least 1, received {count}")
+    runner.use_cpu_devices(count)
+    if cache:
+        import platformdirs
+
+        runner.cache_compilations(platformdirs.user_cache_path("lamaml_jax") / "jax")
+
+
+def _new_folders(out: Path, names: list[str], overwrite: bool) -> list[Path]:
+    """Returns a folder per method, refusing those in use before any work is done."""
+    from experiments import run_folder
+
+    folders = [out / name for name in names]
+    for folder in folders:
+        if overwrite and (folder / "config.json").is_file():
+            shutil.rmtree(folder)
+        run_folder.check_new(folder)
+    return folders
+
+
+@app.command()
+def run(
+    benchmark: Annotated[
+        str, typer.Option("--benchmark", "-b", help="Name from `list`.")
+    ] = DEFAULT_BENCHMARK,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "-m",
+            help="Name from `list`; repeat it for several "
+            f"[default: {', '.join(DEFAULT_METHODS)}]",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds, run side by side.")] = 5,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the results [default: runs/BENCHMARK]", show_default=False
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace earlier runs in that folder.")
+    ] = False,
+    data_dir: DataDir = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            help="Devices to spread the seeds over [default: all there are]",
+            show_default=False,
+        ),
+    ] = None,
+    compile_cache: Annotated[
+        bool, typer.Option(help="Keep compiled programs for later runs.")
+    ] = True,
+    num_tasks: Annotated[
+        int | None, _hyper("Tasks of the stream (fewer is not the benchmark).")
+    ] = None,
+    rows_per_task: Annotated[int | None, _hyper("Training rows per task.")] = None,
+    eval_every: Annotated[
+        int | None, _hyper("Evaluate on all tasks after every this many.")
+    ] = None,
+    batch_size: Annotated[int | None, _hyper("Rows per incoming batch.")] = None,
+    glances: Annotated[int | None, _hyper("Updates per incoming batch.")] = None,
+    capacity: Annotated[int | None, _hyper("Rows of the reservoir.")] = None,
+    replay_size: Annotated[int | None, _hyper("Rows replayed per update.")] = None,
+    acceptance: Annotated[
+        Acceptance | None, _hyper("The reservoir's rule once it is full.")
+    ] = None,
+    inner_steps: Annotated[int | None, _hyper("Inner steps K.")] = None,
+    step_size_init: Annotated[float | None, _hyper("Initial step sizes.")] = None,
+    step_size_learning_rate: Annotated[
+        float | None, _hyper("Learning rate of the step sizes (eta).")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, _hyper("Learning rate of the weights (not La-MAML).")
+    ] = None,
+    max_grad_norm: Annotated[float | None, _hyper("Clipping norm.")] = None,
+    first_order: Annotated[
+        bool | None, _hyper("Hold inner gradients constant, or differentiate them.")
+    ] = None,
+    objective: Annotated[
+        Objective | None, _hyper("Meta-loss: mean over inner steps, or the last.")
+    ] = None,
+) -> None:
+    """Train methods on a benchmark and report RA and BTI.
+
+    Without options: La-MAML, C-MAML, ER and Online on digits-rotations, five seeds,
+    in about a minute on two cores, with no download.
+    """
+    names = list(method or DEFAULT_METHODS)
+    overrides = {
+        "batch_size": batch_size,
+        "glances": glances,
+        "capacity": capacity,
+        "replay_size": replay_size,
+        "acceptance": acceptance and acceptance.value,
+        "inner_steps": inner_steps,
+        "step_size_init": step_size_init,
+        "step_size_learning_rate": step_size_learning_rate,
+        "learning_rate": learning_rate,
+        "max_grad_norm": max_grad_norm,
+        "first_order": first_order,
+        "objective": objective and objective.value,
+    }
+    sizes = {
+        "num_tasks": num_tasks,
+        "rows_per_task": rows_per_task,
+        "eval_every": eval_every,
+    }
+    from experiments import benchmarks, methods, presets, runner, session, train
+    from experiments.data import sources
+
+    chosen = benchmarks.get_benchmark(benchmark)
+    chosen = dataclasses.replace(
+        chosen, **{k: v for k, v in sizes.items() if v is not None}
+    )
+    if len(set(names)) < len(names):
+        raise UserError(f"--method: each method once, received {', '.join(names)}")
+    for name in names:
+        methods.check_method(name)
+    if not 1 <= seeds <= 10_000 or not 0 <= first_seed < 2**31 - seeds:
+        raise UserError(
+            "--seeds, --first-seed: expected 1 to 10000 seeds, none negative or over "
+            f"2**31 - 1, received {seeds} from {first_seed}"
+        )
+    configs = [
+        train.RunConfig(
+            chosen, name, tuple(range(first_seed, first_seed + seeds)), hyper
+        )
+        for name, hyper in zip(
+            names, presets.resolve(benchmark, names, overrides), strict=True
+        )
+    ]
+    for config in configs:
+        train.check_config(config)
+    sources.check_source(chosen.source, data_dir)
+    out = out or Path("runs") / benchmark
+    folders = _new_folders(out, names, overwrite)
+    _start_jax(devices, compile_cache)
+    data = benchmarks.load(chosen, configs[0].seeds, data_dir)
+    console.print(
+        f"[bold]{benchmark}[/]: {chosen.num_tasks} tasks x {chosen.rows_per_task} "
+        f"rows, seeds {first_seed} to {first_seed + seeds - 1}; results in {out}"
+    )
+    inputs = runner.place(data, configs[0].seeds, runner.seed_mesh(devices))
+    with console.status(f"compiling {', '.join(names)}"):
+        programs = runner.compile_programs(configs, inputs)
+    diverged = {}
+    for config, program, folder in zip(configs, programs, folders, strict=True):
+        lost = session.run_method(config, program, inputs, folder, console)
+        if lost:
+            diverged[config.method] = lost
+    reporting.make_report(folders, out / "report", console=console)
+    if diverged:
+        raise UserError(
+            "; ".join(
+                f"{name}: seeds {lost} diverged" for name, lost in diverged.items()
+            )
+        )
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or their parents.")],
+    out: Annotated[Path, typer.Option(help="Folder of tables and figures.")] = Path(
+        "report"
+    ),
+) -> None:
+    """Make tables and figures from any set of run folders; never trains."""
+    reporting.make_report(runs, out, console=console)
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List benchmarks, methods and their published hyper-parameters."""
+    from experiments import benchmarks, presets
+
+    table = Table(title="Benchmarks")
+    for column in ("benchmark", "data set", "what it is"):
+        table.add_column(column)
+    for benchmark in benchmarks.BENCHMARKS.values():
+        table.add_row(benchmark.name, benchmark.source, benchmark.description)
+    console.print(table)
+    fields = [f.name for f in dataclasses.fields(presets.Hyperparameters)]
+    for name, by_method in presets.OFFICIAL.items():
+        table = Table(title=f"Hyper-parameters on {name}")
+        table.add_column("")
+        for method in by_method:
+            table.add_column(method, justify="right")
+        for field in fields:
+            values = [getattr(preset, field) for preset in by_method.values()]
+            table.add_row(field, *("-" if v is None else str(v) for v in values))
+        console.print(table)
+
+
+@data_app.command(name="list")
+def list_data(data_dir: DataDir = None) -> None:
+    """Show which data sets are ready to use."""
+    from experiments.data import sources
+
+    table = Table(title="Data sets")
+    table.add_column("data set")
+    table.add_column("state")
+    for name in sources.source_names():
+        try:
+            sources.check_source(name, data_dir)
+            state = "ready"
+        except UserError as error:
+            state = str(error)
+        table.add_row(name, state)
+    console.print(table)
+
+
+@data_app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="Data set from `data list`.")],
+    data_dir: DataDir = None,
+    archives: Annotated[
+        Path | None,
+        typer.Option("--from", help="Folder with the data set's original archives."),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch the archives from their home.")
+    ] = False,
+) -> None:
+    """Prepare a data set from its archives, without TensorFlow."""
+    from experiments.data import prepare as preparing
+
+    folder = preparing.prepare(name, data_dir, archives, download)
+    console.print(f"{name} is ready in {folder}")
+
+
+@app.command()
+def bench(
+    benchmark: Annotated[
+        str, typer.Option("--benchmark", "-b", help="Name from `list`.")
+    ] = "mnist-rotations",
+    seeds: Annotated[int, typer.Option(help="Seeds trained side by side.")] = 2,
+    tasks: Annotated[int, typer.Option(help="Tasks per round.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
+    data_dir: DataDir = None,
+    devices: Annotated[int | None, typer.Option(help="Devices to use.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the record here.")
+    ] = None,
+) -> None:
+    """Measure speed and memory of La-MAML against this machine's matmul rate."""
+    from experiments import bench as benching
+
+    for name, value in (("seeds", seeds), ("tasks", tasks), ("rounds", rounds)):
+        if value < 1:
+            raise UserError(f"--{name}: expected at least 1, received {value}")
+    _start_jax(devices, cache=False)
+    record = benching.measure(
+        benchmark, seeds=seeds, tasks=tasks, rounds=rounds, data_dir=data_dir
+    )
+    benching.show(record, console)
+    if json_file is not None:
+        benching.write(record, json_file)
+
+
+def main() -> None:
+    """Runs the command line; a ``UserError`` is one line and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

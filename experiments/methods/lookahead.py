@@ -1,0 +1,52 @@
+"""La-MAML and its two published relatives, Sync and C-MAML."""
+
+from typing import Any
+
+import lamaml_jax as lm
+from experiments.methods.problem import Problem
+from experiments.presets import Hyperparameters
+
+
+def _options(problem: Problem, hyper: Hyperparameters) -> dict[str, Any]:
+    return {
+        "step_size_init": hyper.step_size_init,
+        "meta_tx": lm.clip_meta_grads(hyper.max_grad_norm),
+        "inner_steps": hyper.inner_steps,
+        "objective": hyper.objective,
+        "first_order": hyper.first_order,
+        "reservoir": lm.make_reservoir(
+            hyper.capacity, problem.example, acceptance=hyper.acceptance
+        ),
+        "replay_size": hyper.replay_size,
+    }
+
+
+def lamaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """La-MAML: learned step sizes in the inner loop and for the weights."""
+    tx = lm.lamaml(
+        problem.loss_fn,
+        step_size_learning_rate=hyper.step_size_learning_rate,
+        **_options(problem, hyper),
+    )
+    return lm.lamaml_learner(tx, glances=hyper.glances)
+
+
+def sync(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """Sync: learned step sizes in the inner loop, a fixed rate for the weights."""
+    tx = lm.sync_lamaml(
+        problem.loss_fn,
+        step_size_learning_rate=hyper.step_size_learning_rate,
+        weight_learning_rate=hyper.learning_rate,
+        **_options(problem, hyper),
+    )
+    return lm.lamaml_learner(tx, glances=hyper.glances)
+
+
+def cmaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """C-MAML: fixed rates in both loops."""
+    tx = lm.cmaml(
+        problem.loss_fn,
+        weight_learning_rate=hyper.learning_rate,
+        **_options(problem, hyper),
+    )
+    return lm.lamaml_learner(tx, glances=hyper.glances)

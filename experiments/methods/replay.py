@@ -1,0 +1,95 @@
+"""Plain gradient descent on the stream: with replay (ER) and without (Online)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import lamaml_jax as lm
+from experiments.methods.problem import Problem
+from experiments.presets import Hyperparameters
+
+
+class SgdState(NamedTuple):
+    """State of a method that descends the loss of the rows it sees."""
+
+    weights: lm.Params
+    opt_state: optax.OptState
+    reservoir: lm.ReservoirState | None
+
+
+class SgdInfo(NamedTuple):
+    """What one update reports."""
+
+    loss: jax.Array
+    """Mean loss over incoming and replayed rows before the update, nats."""
+    grad_norm: jax.Array
+    """Global norm before clipping."""
+
+
+def _sgd_learner(
+    problem: Problem, hyper: Hyperparameters, reservoir: lm.Reservoir | None
+) -> lm.Learner:
+    """Descends on incoming plus replayed rows, ``glances`` times per batch.
+
+    Rows are offered to the reservoir after the last glance, as published.
+    """
+    tx = optax.chain(
+        optax.clip_by_global_norm(hyper.max_grad_norm), optax.sgd(hyper.learning_rate)
+    )
+
+    def mean_loss(weights: lm.Params, batch: lm.Batch, mask: lm.Mask) -> jax.Array:
+        return lm.losses.masked_mean(problem.loss_fn(weights, batch), mask)
+
+    def init(key: lm.Key, weights: lm.Params) -> SgdState:
+        del key
+        memory = None if reservoir is None else reservoir.init()
+        return SgdState(weights, tx.init(weights), memory)
+
+    def observe(
+        key: lm.Key,
+        state: SgdState,
+        batch: lm.Batch,
+        mask: lm.Mask | None = None,
+        remember: Any = True,
+    ) -> tuple[SgdState, SgdInfo]:
+        if mask is None:
+            mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        replay_key, add_key = jax.random.split(key)
+
+        def glance(state, glance_key):
+            rows, row_mask = batch, mask
+            if reservoir is not None:
+                old, old_mask = reservoir.sample(
+                    glance_key, state.reservoir, hyper.replay_size
+                )
+                rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, batch)
+                row_mask = jnp.concatenate([old_mask, mask])
+            loss, grads = jax.value_and_grad(mean_loss)(state.weights, rows, row_mask)
+            updates, opt_state = tx.update(grads, state.opt_state, state.weights)
+            weights = optax.apply_updates(state.weights, updates)
+            info = SgdInfo(loss, optax.tree.norm(grads))
+            return state._replace(weights=weights, opt_state=opt_state), info
+
+        keys = jax.random.split(replay_key, hyper.glances)
+        state, info = jax.lax.scan(glance, state, keys)
+        if reservoir is not None:
+            memory = reservoir.add(add_key, state.reservoir, batch, mask & remember)
+            state = state._replace(reservoir=memory)
+        return state, info
+
+    return lm.Learner(init, observe)
+
+
+def er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """Experience replay: SGD on incoming and replayed rows together."""
+    reservoir = lm.make_reservoir(
+        hyper.capacity, problem.example, acceptance=hyper.acceptance
+    )
+    return _sgd_learner(problem, hyper, reservoir)
+
+
+def online(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """Online: SGD on the incoming rows alone."""
+    return _sgd_learner(problem, hyper, None)

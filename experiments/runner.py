@@ -1,0 +1,304 @@
+"""Compiles methods for all seeds and devices, and drives them task by task."""
+
+import concurrent.futures
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments import benchmarks
+from experiments.errors import UserError
+from experiments.train import (
+    DataForm,
+    RunConfig,
+    Shared,
+    StreamArrays,
+    check_memory,
+    make_train,
+)
+
+_TEST_CHUNK = 1000
+
+
+class TaskResult(NamedTuple):
+    """What is known after one task, on the host."""
+
+    task: int
+    """-1 before any training."""
+    accuracy: np.ndarray
+    """[S, T] fractions, NaN where not evaluated or diverged."""
+    info: dict[str, np.ndarray]
+    """[S] means over the task of the learner's info; empty for task -1."""
+    finite: np.ndarray
+    """[S] booleans: all weights are finite."""
+    train_s: float
+    """Wall time of the task's training, seconds."""
+    train_cpu_s: float
+    """Processor time of the task's training, all threads, seconds."""
+    evaluate_s: float
+    """Wall time of the evaluation after it, seconds."""
+
+
+def seed_mesh(num_devices: int | None = None) -> Mesh:
+    """Returns a mesh with one axis, ``seed``, over the first devices.
+
+    Raises:
+        UserError: more devices are asked for than there are.
+    """
+    devices = jax.devices()
+    num_devices = len(devices) if num_devices is None else num_devices
+    if not 1 <= num_devices <= len(devices):
+        raise UserError(
+            f"--devices: expected 1 to {len(devices)} ({jax.default_backend()}), "
+            f"received {num_devices}"
+        )
+    return Mesh(np.array(devices[:num_devices]), ("seed",))
+
+
+def over_seeds(fn: Callable[..., Any], mesh: Mesh, in_axes: str) -> Callable[..., Any]:
+    """Maps ``fn`` over seeds: sharded over devices, batched or in turn within one.
+
+    On a CPU the seeds of one device run in turn, because one seed's matrices stay in
+    cache and batched ones do not (1.3 times slower); accelerators batch them.
+
+    Args:
+        fn: function of one seed.
+        mesh: from ``seed_mesh``.
+        in_axes: per argument ``"s"`` (leading seed axis) or ``"-"`` (shared).
+
+    Returns:
+        A function of arguments with S a multiple of the number of devices.
+    """
+    seed_spec, shared_spec = PartitionSpec("seed"), PartitionSpec()
+
+    def mapped(*args):
+        if jax.default_backend() != "cpu":
+            axes = tuple(0 if axis == "s" else None for axis in in_axes)
+            return jax.vmap(fn, in_axes=axes)(*args)
+        own = tuple(a for a, axis in zip(args, in_axes, strict=True) if axis == "s")
+
+        def one(own_args):
+            left = iter(own_args)
+            merged = [
+                next(left) if axis == "s" else arg
+                for arg, axis in zip(args, in_axes, strict=True)
+            ]
+            return fn(*merged)
+
+        return jax.lax.map(one, own)
+
+    return jax.shard_map(
+        mapped,
+        mesh=mesh,
+        in_specs=tuple(seed_spec if axis == "s" else shared_spec for axis in in_axes),
+        out_specs=seed_spec,
+        check_vma=False,
+    )
+
+
+class Inputs(NamedTuple):
+    """A benchmark's arrays on the devices of a mesh, shared by all methods."""
+
+    mesh: Mesh
+    form: DataForm
+    shared: Shared
+    streams: StreamArrays
+    seeds: jax.Array
+    """[S] seeds, padded with the last one to a multiple of the mesh."""
+
+
+class Program(NamedTuple):
+    """A method's compiled functions, over all seeds."""
+
+    init: Callable[..., Any]
+    train_task: Callable[..., Any]
+    evaluate: Callable[..., Any]
+    compile_s: float
+    """Wall time of tracing and compiling, seconds."""
+
+
+def _chunked_test(
+    data: benchmarks.BenchmarkData,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts the test set into chunks whose activations stay in cache."""
+    num_rows, num_pixels = data.test_images.shape
+    chunk = min(_TEST_CHUNK, num_rows)
+    padding = -num_rows % chunk
+    images = np.pad(data.test_images, ((0, padding), (0, 0)))
+    labels = np.pad(data.test_labels, (0, padding))
+    mask = np.arange(num_rows + padding) < num_rows
+    return (
+        images.reshape(-1, chunk, num_pixels),
+        labels.reshape(-1, chunk),
+        mask.reshape(-1, chunk),
+    )
+
+
+def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> Inputs:
+    """Puts a benchmark on the devices: seeds sharded, images on every device.
+
+    Args:
+        data: from ``benchmarks.load`` for the same seeds.
+        seeds: S seeds.
+        mesh: from ``seed_mesh``.
+
+    Returns:
+        The inputs of ``compile_programs`` and ``train``.
+    """
+    by_seed = NamedSharding(mesh, PartitionSpec("seed"))
+    padding = -len(seeds) % mesh.size
+
+    def spread(array):
+        padded = np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])
+        return jax.device_put(padded, by_seed)
+
+    shared = Shared(data.train_images, data.train_labels, _chunked_test(data))
+    return Inputs(
+        mesh,
+        DataForm(data.train_images.shape[1], data.num_classes, data.max_value),
+        jax.device_put(shared, NamedSharding(mesh, PartitionSpec())),
+        StreamArrays(spread(data.rows), spread(data.pixel_maps)),
+        spread(np.asarray(seeds, np.int32)),
+    )
+
+
+def _compile(config: RunConfig, inputs: Inputs) -> Program:
+    check_memory(config, inputs.form.num_pixels)
+    mesh, _, shared, streams, seeds = inputs
+    start = time.perf_counter()
+    fns = make_train(config, inputs.form)
+    init_weights = jax.jit(over_seeds(fns.init_weights, mesh, "s"))
+    init = jax.jit(over_seeds(fns.init, mesh, "ss"))
+    train_task = jax.jit(over_seeds(fns.train_task, mesh, "-sss-"), donate_argnums=3)
+    evaluate = jax.jit(over_seeds(fns.evaluate, mesh, "-ss-"))
+    by_seed = NamedSharding(mesh, PartitionSpec("seed"))
+
+    def form_of(fn, *args):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_seed),
+            jax.eval_shape(fn, *args),
+        )
+
+    weights = form_of(init_weights, seeds)
+    state = form_of(init, seeds, weights)
+    wanted = jnp.ones(config.benchmark.num_tasks, bool)
+    task = jnp.int32(0)
+    try:
+        compiled = [
+            lowered.compile()
+            for lowered in (
+                train_task.lower(shared, streams, seeds, state, task),
+                evaluate.lower(shared, streams, weights, wanted),
+                init_weights.lower(seeds),
+                init.lower(seeds, weights),
+            )
+        ]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"method {config.method!r}: {error}") from error
+    train_fn, evaluate_fn, init_weights_fn, init_fn = compiled
+    return Program(
+        lambda: init_fn(seeds, init_weights_fn(seeds)),
+        train_fn,
+        evaluate_fn,
+        time.perf_counter() - start,
+    )
+
+
+def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> list[Program]:
+    """Compiles the programs of several methods side by side, ahead of time.
+
+    Args:
+        configs: what to run, on one benchmark and the same seeds.
+        inputs: from ``place``.
+
+    Returns:
+        One program per configuration.
+
+    Raises:
+        UserError: hyper-parameters that do not fit together.
+    """
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda config: _compile(config, inputs), configs))
+
+
+def wanted_tasks(benchmark: benchmarks.Benchmark, task: int) -> np.ndarray:
+    """Tells which tasks are evaluated after ``task`` (-1: before training), [T]."""
+    num_tasks = benchmark.num_tasks
+    if (task + 1) % benchmark.eval_every == 0 or task == num_tasks - 1:
+        return np.ones(num_tasks, bool)
+    wanted = np.zeros(num_tasks, bool)
+    wanted[task : task + 2] = True
+    return wanted
+
+
+def train(config: RunConfig, program: Program, inputs: Inputs) -> Iterator[TaskResult]:
+    """Runs all tasks in order and yields the result of each, task -1 first.
+
+    Args:
+        config: what to run.
+        program: from ``compile_programs``.
+        inputs: from ``place``.
+
+    Yields:
+        One ``TaskResult`` per task; a diverged seed has NaN accuracies from then on.
+    """
+    num_seeds = len(config.seeds)
+    state = program.init()
+    for task in range(-1, config.benchmark.num_tasks):
+        info: Any = None
+        start, cpu = time.perf_counter(), time.process_time()
+        if task >= 0:
+            state, info = program.train_task(
+                inputs.shared, inputs.streams, inputs.seeds, state, jnp.int32(task)
+            )
+            jax.block_until_ready(state)
+        trained, train_cpu_s = time.perf_counter(), time.process_time() - cpu
+        accuracy, finite = jax.device_get(
+            program.evaluate(
+                inputs.shared,
+                inputs.streams,
+                state.weights,
+                jnp.asarray(wanted_tasks(config.benchmark, task)),
+            )
+        )
+        means = {} if info is None else jax.device_get(info)._asdict()
+        yield TaskResult(
+            task,
+            accuracy[:num_seeds],
+            {name: value[:num_seeds] for name, value in means.items()},
+            finite[:num_seeds],
+            train_s=trained - start,
+            train_cpu_s=train_cpu_s,
+            evaluate_s=time.perf_counter() - trained,
+        )
+
+
+def cache_compilations(folder: Path) -> None:
+    """Keeps compiled programs in ``folder`` so that later runs need not compile."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def use_cpu_devices(count: int) -> None:
+    """Makes ``count`` CPU cores visible as devices; call before jax starts."""
+    jax.config.update("jax_num_cpu_devices", count)
+
+
+def running_retained_accuracy(accuracy: Sequence[np.ndarray], task: int) -> np.ndarray:
+    """Mean accuracy over the tasks learnt so far, [S]; NaN where none is known.
+
+    Args:
+        accuracy: rows [S, T] of the accuracy matrix, latest last.
+        task: index of the latest task.
+    """
+    seen = accuracy[-1][:, : task + 1]
+    known = np.isfinite(seen)
+    count = known.sum(axis=1)
+    total = np.where(known, seen, 0).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

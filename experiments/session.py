@@ -1,0 +1,203 @@
+"""Runs methods one after the other, shows progress and writes run folders."""
+
+import dataclasses
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import lamaml_jax as lm
+from experiments import run_folder, runner, train
+
+FORMAT_VERSION = 1
+_PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "lamaml_jax")
+
+
+def environment() -> dict[str, Any]:
+    """Describes what a run's numbers depend on besides its configuration."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    devices = jax.devices()
+    return {
+        "versions": {name: metadata.version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+        "device": devices[0].device_kind,
+        "device_count": len(devices),
+        "processor": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+        "git_commit": commit.stdout.strip() or None,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def config_record(config: train.RunConfig) -> dict[str, Any]:
+    """Flattens a configuration to what ``config.json`` stores."""
+    benchmark = dataclasses.asdict(config.benchmark)
+    name = benchmark.pop("name")
+    hyper = dataclasses.asdict(config.hyper)
+    return {
+        "format_version": FORMAT_VERSION,
+        "benchmark": name,
+        "method": config.method,
+        "seeds": list(config.seeds),
+        **benchmark,
+        **{key: value for key, value in hyper.items() if value is not None},
+    }
+
+
+@contextmanager
+def _progress(config: train.RunConfig, console: Console) -> Iterator[Any]:
+    columns = (
+        TextColumn("[bold]{task.description:<8}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("tasks  {task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(
+            config.method, total=config.benchmark.num_tasks, note=""
+        )
+        yield lambda done, note: progress.update(bar, completed=done, note=note)
+
+
+def _note(config: train.RunConfig, rows: Sequence[np.ndarray], train_s: float) -> str:
+    task = len(rows) - 1
+    updates = train.num_meta_updates(config) * len(config.seeds)
+    updates = updates * (task + 1) / config.benchmark.num_tasks
+    finite = runner.running_retained_accuracy(rows, task)
+    finite = finite[np.isfinite(finite)]
+    retained = f"{100 * finite.mean():5.1f} %" if finite.size else "n/a"
+    return f"{updates / max(train_s, 1e-9):6.0f} updates/s  RA {retained}"
+
+
+def _evaluation_records(
+    config: train.RunConfig, task: int, accuracy: np.ndarray, retained: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    for seed, row, value in zip(config.seeds, accuracy, retained, strict=True):
+        yield {
+            "seed": seed,
+            "task": task,
+            "accuracy": [float(x) for x in row],
+            "retained_accuracy": float(value),
+        }
+
+
+def _summary(
+    accuracy: np.ndarray,
+    initial: np.ndarray,
+    diverged: Sequence[int],
+    config: train.RunConfig,
+    timing: dict[str, float],
+) -> dict[str, Any]:
+    metrics = {
+        "retained_accuracy": lm.metrics.retained_accuracy(accuracy),
+        "backward_transfer_interference": lm.metrics.backward_transfer_interference(
+            accuracy
+        ),
+        "learning_accuracy": lm.metrics.learning_accuracy(accuracy),
+        "forward_transfer": lm.metrics.forward_transfer(accuracy, initial),
+    }
+    return {
+        **{name: np.asarray(value).tolist() for name, value in metrics.items()},
+        "timing": timing,
+        "num_meta_updates": train.num_meta_updates(config),
+        "diverged_seeds": list(diverged),
+    }
+
+
+def run_method(
+    config: train.RunConfig,
+    program: runner.Program,
+    inputs: runner.Inputs,
+    folder: Path,
+    console: Console,
+) -> list[int]:
+    """Trains one method on all seeds and writes its run folder.
+
+    Args:
+        config: what to run.
+        program: from ``runner.compile_programs``.
+        inputs: from ``runner.place``.
+        folder: created; must not hold anything yet.
+        console: where progress is shown.
+
+    Returns:
+        The seeds that diverged.
+
+    Raises:
+        RunFolderError: the folder cannot be written or is in use.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    run_folder.create(folder, config_record(config), environment())
+    rows: list[np.ndarray] = []
+    infos: list[dict[str, np.ndarray]] = []
+    initial = finite = np.zeros(0)
+    train_s = train_cpu_s = evaluate_s = 0.0
+    with _progress(config, console) as show:
+        for result in runner.train(config, program, inputs):
+            train_s += result.train_s
+            train_cpu_s += result.train_cpu_s
+            evaluate_s += result.evaluate_s
+            finite = result.finite
+            if result.task < 0:
+                initial = result.accuracy
+                continue
+            rows.append(result.accuracy)
+            infos.append(result.info)
+            retained = runner.running_retained_accuracy(rows, result.task)
+            for record in _evaluation_records(
+                config, result.task, result.accuracy, retained
+            ):
+                run_folder.append_evaluation(folder, record)
+            show(result.task + 1, _note(config, rows, train_s))
+    accuracy = np.stack(rows, axis=1)
+    diverged = [s for s, ok in zip(config.seeds, finite, strict=True) if not ok]
+    timing = {
+        "compile_s": program.compile_s,
+        "train_s": train_s,
+        "train_cpu_s_per_seed": train_cpu_s / len(inputs.seeds),
+        "evaluate_s": evaluate_s,
+        "wall_s": time.perf_counter() - wall,
+        "cpu_s": time.process_time() - cpu,
+    }
+    arrays = {
+        "accuracy": accuracy,
+        "initial_accuracy": initial,
+        "seeds": np.asarray(config.seeds, np.int32),
+        **{
+            f"info_{name}": np.stack([info[name] for info in infos], axis=1)
+            for name in infos[0]
+        },
+    }
+    run_folder.finish(
+        folder, arrays, _summary(accuracy, initial, diverged, config, timing)
+    )
+    return diverged
