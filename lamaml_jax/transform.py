@@ -62,15 +62,16 @@ def _float_info(value: jax.Array) -> jax.Array:
 
 
 def _empty_info(inner_steps: int, objective: str) -> LamamlInfo:
-    zero = jnp.zeros((), jnp.result_type(float))
-    info = LamamlInfo(*[zero] * len(LamamlInfo._fields))
-    return info._replace(
-        inner_losses=jnp.zeros((inner_steps,), zero.dtype),
-        query_losses=jnp.zeros(
-            (inner_steps if objective == "mean" else 1,), zero.dtype
-        ),
-        all_finite=jnp.zeros((), jnp.bool_),
+    """Zeros, each in a buffer of its own so that the state can be donated."""
+    dtype = jnp.result_type(float)
+    shapes = {
+        "inner_losses": (inner_steps,),
+        "query_losses": (inner_steps if objective == "mean" else 1,),
+    }
+    info = LamamlInfo(
+        *(jnp.zeros(shapes.get(name, ()), dtype) for name in LamamlInfo._fields)
     )
+    return info._replace(all_finite=jnp.zeros((), jnp.bool_))
 
 
 def _make_info(meta_loss, meta_info, grads, rates) -> LamamlInfo:

@@ -1,0 +1,43 @@
+"""The README's example runs as printed, and what it lists exists."""
+
+import math
+import re
+from pathlib import Path
+
+import lamaml_jax as lm
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def test_example_runs_and_learns():
+    (example,) = blocks("python")
+    scope = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    info = scope["info"]
+    # Zero weights give every one of three classes the same probability.
+    assert math.isclose(info.inner_losses[0, 0, 0], math.log(3), rel_tol=1e-6)
+    # The labels are a linear function of the inputs, so the loss can fall far.
+    assert info.meta_loss[-10:].mean() < 0.4
+
+
+def test_example_takes_about_twenty_lines():
+    (example,) = blocks("python")
+    code = [line for line in example.splitlines() if line.strip()]
+    assert len(code) <= 30
+
+
+def test_every_public_name_is_in_the_api_table():
+    table = README.split("## API")[1].split("\n## ")[0]
+    missing = [name for name in lm.__all__ if f"`{name}`" not in table]
+    assert not missing
+
+
+def test_two_commands_are_the_only_shell_blocks():
+    commands = blocks("sh")
+    assert len(commands) == 2
+    assert "python -m experiments run" in commands[0]
+    assert "python -m pytest" in commands[1]
