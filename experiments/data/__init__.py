@@ -1,0 +1,1 @@
+"""Sources of images and the task streams made of them."""
