@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments import report as reporting
 from experiments.errors import UserError
 
 app = typer.Typer(
@@ -220,6 +219,8 @@ def run(
         lost = session.run_method(config, program, inputs, folder, console)
         if lost:
             diverged[config.method] = lost
+    from experiments import report as reporting
+
     reporting.make_report(folders, out / "report", console=console)
     if diverged:
         raise UserError(
@@ -237,6 +238,8 @@ def report(
     ),
 ) -> None:
     """Make tables and figures from any set of run folders; never trains."""
+    from experiments import report as reporting
+
     reporting.make_report(runs, out, console=console)
 
 

@@ -105,8 +105,8 @@ def _evaluation_records(
         yield {
             "seed": seed,
             "task": task,
-            "accuracy": [float(x) for x in row],
-            "retained_accuracy": float(value),
+            "accuracy": [round(float(x), 6) for x in row],
+            "retained_accuracy": round(float(value), 6),
         }
 
 
