@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.errors import UserError
 
@@ -58,7 +59,7 @@ def _hyper(help_text: str) -> typer.models.OptionInfo:
     return typer.Option(help=help_text, show_default=False, rich_help_panel=HYPER_PANEL)
 
 
-def _start_jax(devices: int | None, cache: bool) -> None:
+def start_jax(devices: int | None, cache: bool) -> None:
     """Imports jax with one device per core on a CPU, and with its persistent cache."""
     from experiments import runner
 
@@ -205,7 +206,7 @@ def run(
     sources.check_source(chosen.source, data_dir)
     out = out or Path("runs") / benchmark
     folders = _new_folders(out, names, overwrite)
-    _start_jax(devices, compile_cache)
+    start_jax(devices, compile_cache)
     data = benchmarks.load(chosen, configs[0].seeds, data_dir)
     console.print(
         f"[bold]{benchmark}[/]: {chosen.num_tasks} tasks x {chosen.rows_per_task} "
@@ -223,11 +224,9 @@ def run(
 
     reporting.make_report(folders, out / "report", console=console)
     if diverged:
-        raise UserError(
-            "; ".join(
-                f"{name}: seeds {lost} diverged" for name, lost in diverged.items()
-            )
-        )
+        told = "; ".join(f"{name}: seeds {lost}" for name, lost in diverged.items())
+        _fail(f"{told} diverged; their accuracies are left out")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -319,17 +318,30 @@ def bench(
 ) -> None:
     """Measure speed and memory of La-MAML against this machine's matmul rate."""
     from experiments import bench as benching
+    from experiments import benchmarks
+    from experiments.data import sources
+
+    chosen = benchmarks.get_benchmark(benchmark)
+    sources.check_source(chosen.source, data_dir)
 
     for name, value in (("seeds", seeds), ("tasks", tasks), ("rounds", rounds)):
         if value < 1:
             raise UserError(f"--{name}: expected at least 1, received {value}")
-    _start_jax(devices, cache=False)
+    start_jax(devices, cache=False)
     record = benching.measure(
-        benchmark, seeds=seeds, tasks=tasks, rounds=rounds, data_dir=data_dir
+        chosen, seeds=seeds, tasks=tasks, rounds=rounds, data_dir=data_dir
+    )
+    record["reservoir"] = benching.measure_capacity(
+        chosen, (200, 20_000), tasks=tasks, rounds=rounds, data_dir=data_dir
     )
     benching.show(record, console)
     if json_file is not None:
         benching.write(record, json_file)
+
+
+def _fail(message: str) -> None:
+    errors = Console(stderr=True)
+    errors.print("[bold red]error:[/]", Text(message), soft_wrap=True)
 
 
 def main() -> None:
@@ -337,7 +349,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        _fail(str(error))
         sys.exit(2)
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from experiments import benchmarks, presets, runner, train
 
 _MATMUL_SIZE = 1024
+_MATMULS = 40
 
 
 class Timing(NamedTuple):
@@ -74,74 +75,137 @@ def flops_per_meta_update(
     return per_row * (hyper.batch_size + (hyper.inner_steps or 0) * query)
 
 
+class _Job(NamedTuple):
+    """A compiled run whose training can be repeated."""
+
+    config: train.RunConfig
+    inputs: runner.Inputs
+    program: runner.Program
+
+
+def _prepare(
+    benchmark: benchmarks.Benchmark, seeds: int, data_dir: Path | None, **overrides: Any
+) -> _Job:
+    (hyper,) = presets.resolve(benchmark.name, ["lamaml"], overrides)
+    config = train.RunConfig(benchmark, "lamaml", tuple(range(seeds)), hyper)
+    train.check_config(config)
+    data = benchmarks.load(benchmark, config.seeds, data_dir)
+    inputs = runner.place(data, config.seeds, runner.seed_mesh())
+    (program,) = runner.compile_programs([config], inputs)
+    return _Job(config, inputs, program)
+
+
+def _train(job: _Job, state: Any, tasks: int) -> tuple[Any, Timing]:
+    """Trains on the first ``tasks`` tasks; consumes and returns the state."""
+    _, _, shared, streams, seeds = job.inputs
+
+    def stretch():
+        after = state
+        for task in range(tasks):
+            after, _ = job.program.train_task(
+                shared, streams, seeds, after, jnp.int32(task)
+            )
+        return after
+
+    return _timed(stretch)
+
+
+def _updates(job: _Job, tasks: int) -> float:
+    """Meta-updates of one seed in ``tasks`` tasks."""
+    return train.num_meta_updates(job.config) * tasks / job.config.benchmark.num_tasks
+
+
 def measure(
-    benchmark_name: str, *, seeds: int, tasks: int, rounds: int, data_dir: Path | None
+    benchmark: benchmarks.Benchmark,
+    *,
+    seeds: int,
+    tasks: int,
+    rounds: int,
+    data_dir: Path | None,
 ) -> dict[str, Any]:
     """Measures La-MAML training against the matmul rate of the same process.
 
     Training stretches and matrix products alternate; medians are reported.
 
     Args:
-        benchmark_name: a benchmark with images.
+        benchmark: any of the named ones.
         seeds: seeds trained side by side.
         tasks: tasks trained in each round.
-        rounds: alternations.
+        rounds: alternations, after one that is not counted.
         data_dir: folder of the prepared data sets.
 
     Returns:
         A JSON-compatible record; seconds, updates per second, bytes and ratios.
     """
-    benchmark = benchmarks.get_benchmark(benchmark_name)
-    (hyper,) = presets.resolve(benchmark_name, ["lamaml"])
-    config = train.RunConfig(benchmark, "lamaml", tuple(range(seeds)), hyper)
-    data = benchmarks.load(benchmark, config.seeds, data_dir)
-    inputs = runner.place(data, config.seeds, runner.seed_mesh())
-    (program,) = runner.compile_programs([config], inputs)
-    state = program.init()
-    matmuls = 40
-    flops = flops_per_meta_update(
-        benchmark, hyper, data.train_images.shape[1], data.num_classes
-    )
+    job = _prepare(benchmark, seeds, data_dir)
+    form, hyper = job.inputs.form, job.config.hyper
+    flops = flops_per_meta_update(benchmark, hyper, form.num_pixels, form.num_classes)
     trained: list[Timing] = []
     peaks: list[float] = []
+    state, _ = _train(job, job.program.init(), tasks)
     for _ in range(rounds):
-
-        def stretch(state=state):
-            for task in range(tasks):
-                state, _ = program.train_task(
-                    inputs.shared,
-                    inputs.streams,
-                    inputs.seeds,
-                    state,
-                    jnp.int32(task),
-                )
-            return state
-
-        state, timing = _timed(stretch)
+        state, timing = _train(job, state, tasks)
         trained.append(timing)
-        peak = _matmul_seconds(matmuls)
-        peaks.append(matmuls * 2 * _MATMUL_SIZE**3 / peak.cpu_s)
-    updates_per_seed = train.num_meta_updates(config) * tasks / benchmark.num_tasks
+        products = _matmul_seconds(_MATMULS)
+        peaks.append(_MATMULS * 2 * _MATMUL_SIZE**3 / products.cpu_s)
     wall = statistics.median(t.wall_s for t in trained)
     cpu = statistics.median(t.cpu_s for t in trained)
-    peak_rate = statistics.median(peaks)
-    padded = len(inputs.seeds)
-    rate_per_cpu = flops * updates_per_seed * padded / cpu
+    peak = statistics.median(peaks)
+    run_seeds = len(job.inputs.seeds)
+    updates = _updates(job, tasks)
     return {
-        "benchmark": benchmark_name,
+        "benchmark": benchmark.name,
         "device": jax.devices()[0].device_kind,
-        "devices": inputs.mesh.size,
+        "devices": job.inputs.mesh.size,
         "seeds": seeds,
         "rounds": rounds,
         "tasks_per_round": tasks,
-        "meta_updates_per_s": updates_per_seed * seeds / wall,
-        "cpu_ms_per_meta_update": 1e3 * cpu / (updates_per_seed * padded),
-        "cpu_s_per_seed": cpu / padded * benchmark.num_tasks / tasks,
-        "compile_s": program.compile_s,
+        "meta_updates_per_s": updates * seeds / wall,
+        "cpu_ms_per_meta_update": 1e3 * cpu / (updates * run_seeds),
+        "cpu_s_per_seed": cpu / run_seeds * benchmark.num_tasks / tasks,
+        "compile_s": job.program.compile_s,
         "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "flops_per_meta_update": flops,
-        "matmul_flops_per_cpu_s": peak_rate,
-        "ratio_to_matmul_peak": rate_per_cpu / peak_rate,
+        "matmul_flops_per_cpu_s": peak,
+        "ratio_to_matmul_peak": flops * updates * run_seeds / cpu / peak,
+    }
+
+
+def measure_capacity(
+    benchmark: benchmarks.Benchmark,
+    capacities: tuple[int, int],
+    *,
+    tasks: int,
+    rounds: int,
+    data_dir: Path | None,
+) -> dict[str, Any]:
+    """Measures whether a meta-update costs more with a larger reservoir.
+
+    Args:
+        benchmark: any of the named ones.
+        capacities: the reservoir's rows, twice; the second over the first is reported.
+        tasks: tasks trained in each round, by each in turn.
+        rounds: alternations, after one that is not counted.
+        data_dir: folder of the prepared data sets.
+
+    Returns:
+        A JSON-compatible record; milliseconds per meta-update and their ratio, medians.
+    """
+    jobs = [_prepare(benchmark, 1, data_dir, capacity=c) for c in capacities]
+    states = [_train(job, job.program.init(), tasks)[0] for job in jobs]
+    walls: list[list[float]] = []
+    for _ in range(rounds):
+        timings = [_train(*pair, tasks) for pair in zip(jobs, states, strict=True)]
+        states = [state for state, _ in timings]
+        walls.append([timing.wall_s for _, timing in timings])
+    updates = _updates(jobs[0], tasks)
+    return {
+        "capacities": list(capacities),
+        "ms_per_meta_update": [
+            1e3 * statistics.median(column) / updates
+            for column in zip(*walls, strict=True)
+        ],
+        "ratio": statistics.median(large / small for small, large in walls),
     }
 
 
@@ -163,6 +227,10 @@ def show(record: dict[str, Any], console: Console) -> None:
         ),
         ("share of that peak", f"{100 * record['ratio_to_matmul_peak']:.1f} %"),
     ]
+    if "reservoir" in record:
+        small, large = record["reservoir"]["capacities"]
+        ratio = record["reservoir"]["ratio"]
+        rows.append((f"time at capacity {large} over {small}", f"{ratio:.3f}"))
     for row in rows:
         table.add_row(*row)
     console.print(table)

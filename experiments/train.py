@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from experiments.errors import UserError
 from experiments.methods.problem import Problem
 from experiments.models import MLP
 
-_MAX_RESERVOIR_BYTES = 2**40
+_MAX_TASKS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,39 +167,47 @@ def num_meta_updates(config: RunConfig) -> int:
 
 
 def check_config(config: RunConfig) -> None:
-    """Checks sizes before any work.
+    """Checks sizes and rates before any work.
 
     Raises:
-        UserError: the first size that is out of range.
+        UserError: the first that is out of range.
     """
-    sizes = {
-        "num_tasks": config.benchmark.num_tasks,
-        "rows_per_task": config.benchmark.rows_per_task,
-        "eval_every": config.benchmark.eval_every,
-        "batch_size": config.hyper.batch_size,
-        "glances": config.hyper.glances,
-        "seeds": len(config.seeds),
-    }
-    for name, size in sizes.items():
-        if not 1 <= size < 2**31:
-            raise UserError(f"{name}: expected a whole number >= 1, received {size}")
+    benchmark, hyper = config.benchmark, config.hyper
     methods.check_method(config.method)
-    rates = ("step_size_init", "step_size_learning_rate", "learning_rate")
-    for name in (*rates, "max_grad_norm"):
-        rate = getattr(config.hyper, name)
-        if rate is not None and not math.isfinite(rate):
-            raise UserError(f"{name}: expected a finite number, received {rate}")
+    limits = {
+        "num_tasks": (benchmark.num_tasks, _MAX_TASKS),
+        "rows_per_task": (benchmark.rows_per_task, 2**31 - 1),
+        "eval_every": (benchmark.eval_every, 2**31 - 1),
+        "batch_size": (hyper.batch_size, benchmark.rows_per_task),
+        "glances": (hyper.glances, 2**31 - 1),
+        "capacity": (hyper.capacity, 2**31 - 2),
+        "replay_size": (hyper.replay_size, hyper.capacity),
+        "inner_steps": (hyper.inner_steps, hyper.batch_size),
+    }
+    for name, (size, limit) in limits.items():
+        if size is not None and limit is not None and not 1 <= size <= limit:
+            raise UserError(f"{name}: expected 1 to {limit}, received {size}")
+    for name in ("step_size_learning_rate", "learning_rate", "step_size_init"):
+        rate = getattr(hyper, name)
+        if rate is not None and not 0 <= rate < math.inf:
+            raise UserError(f"{name}: expected a finite rate >= 0, received {rate}")
+    if not 0 < hyper.max_grad_norm:
+        raise UserError(
+            f"max_grad_norm: expected a norm > 0, received {hyper.max_grad_norm}"
+        )
 
 
 def check_memory(config: RunConfig, num_pixels: int) -> None:
-    """Checks that the reservoirs of all seeds do not exceed a terabyte.
+    """Checks that the reservoirs of all seeds fit in this machine's memory.
 
     Raises:
-        UserError: they do.
+        UserError: they do not.
     """
-    rows = (config.hyper.capacity or 0) * len(config.seeds)
-    if rows * num_pixels * 4 > _MAX_RESERVOIR_BYTES:
+    needed = (config.hyper.capacity or 0) * len(config.seeds) * num_pixels * 4
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
         raise UserError(
             f"capacity: {config.hyper.capacity} rows for {len(config.seeds)} seeds "
-            f"need {rows * num_pixels * 4 / 2**30:.0f} GiB; choose a smaller one"
+            f"need {needed / 2**30:.0f} GiB of {present / 2**30:.0f} GiB of memory; "
+            "choose a smaller one"
         )

@@ -1,0 +1,185 @@
+"""The command line: what it does, and one clear error for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import __main__ as cli
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--seeds", "2", "--num-tasks", "2", "--rows-per-task", "20"]
+
+
+def call(arguments, monkeypatch, capsys):
+    """Runs the command line in this process; returns exit status, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["experiments", *map(str, arguments)])
+    monkeypatch.setattr(cli, "start_jax", lambda devices, cache: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    return stop.value.code, out, " ".join(err.split())
+
+
+def spawn(arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_run_makes_results_table_and_figures(tmp_path):
+    done = spawn(
+        ["run", *TINY, "-m", "lamaml", "-m", "online", "--out", tmp_path / "out"],
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "La-MAML" in done.stdout
+    summary = json.loads((tmp_path / "out/lamaml/summary.json").read_text())
+    assert len(summary["retained_accuracy"]) == 2
+    environment = json.loads((tmp_path / "out/lamaml/environment.json").read_text())
+    assert environment["command"].startswith("python -m experiments run --seeds 2")
+    assert environment["device_count"] == os.cpu_count()
+    report = tmp_path / "out/report"
+    assert (report / "table.md").stat().st_size > 0
+    assert list(report.glob("*.png"))
+    assert list((tmp_path / "cache").rglob("*")), "no compiled program was kept"
+    again = spawn(["run", *TINY, "-m", "lamaml", "--out", tmp_path / "out"])
+    assert again.returncode == 2
+    assert "already used" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert json.loads((tmp_path / "out/lamaml/summary.json").read_text()) == summary
+
+
+MISTAKES = {
+    "unknown benchmark": (["-b", "mnist"], "unknown benchmark 'mnist'"),
+    "unknown method": (["-m", "gem"], "unknown method 'gem'"),
+    "method twice": (["-m", "er", "-m", "er"], "each method once"),
+    "no seeds": (["--seeds", "0"], "--seeds"),
+    "negative seed": (["--first-seed", "-1"], "--first-seed"),
+    "no tasks": (["--num-tasks", "0"], "num_tasks: expected 1 to"),
+    "huge tasks": (["--num-tasks", "1000000000"], "num_tasks: expected 1 to"),
+    "negative rows": (["--rows-per-task", "-5"], "rows_per_task: expected 1 to"),
+    "too many rows": (["--rows-per-task", "9999"], "rows_per_task: expected at most"),
+    "no batch": (["--batch-size", "0"], "batch_size: expected 1 to"),
+    "huge batch": (["--batch-size", "1000000000"], "batch_size: expected 1 to 200"),
+    "no capacity": (["--capacity", "0"], "capacity: expected 1 to"),
+    "huge capacity": (["--capacity", "2000000000"], "capacity: 2000000000 rows"),
+    "huge replay": (["--replay-size", "1000000000"], "replay_size: expected 1 to 100"),
+    "K above B": (["--inner-steps", "11"], "inner_steps: expected 1 to 10"),
+    "NaN rate": (["--step-size-init", "nan"], "step_size_init: expected a finite"),
+    "quantity of another method": (
+        ["-m", "online", "--step-size-init", "0.1"],
+        "none of these methods has it: online",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_one_error_before_any_work(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    arguments = ["run", "--out", tmp_path / "out", *arguments]
+    status, _, err = call(arguments, monkeypatch, capsys)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob("*.json")), "work was begun"
+
+
+def test_wrong_type_is_an_error(tmp_path, monkeypatch, capsys):
+    arguments = ["run", "--glances", "many", "--out", tmp_path]
+    status, _, err = call(arguments, monkeypatch, capsys)
+    assert status == 2
+    assert "--glances" in err
+
+
+def test_missing_data_set_names_folder_and_command(tmp_path, monkeypatch, capsys):
+    arguments = ["run", "-b", "mnist-rotations", "--data-dir", tmp_path / "data"]
+    status, _, err = call([*arguments, "--out", tmp_path / "out"], monkeypatch, capsys)
+    assert status == 2
+    assert str(tmp_path / "data/mnist/3.0.1") in err
+    assert "python -m experiments data prepare mnist" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_that_is_a_file_is_an_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").write_text("mine")
+    status, _, err = call(["run", "--out", tmp_path / "out"], monkeypatch, capsys)
+    assert status == 2
+    assert "cannot be written" in err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_used_folder_that_is_no_run_is_never_overwritten(tmp_path, monkeypatch, capsys):
+    (tmp_path / "er").mkdir()
+    (tmp_path / "er/notes.txt").write_text("mine")
+    status, _, err = call(
+        ["run", "-m", "er", "--out", tmp_path, "--overwrite"], monkeypatch, capsys
+    )
+    assert status == 2
+    assert "already used" in err
+    assert (tmp_path / "er/notes.txt").read_text() == "mine"
+
+
+def test_report_without_runs_is_an_error(tmp_path, monkeypatch, capsys):
+    status, _, err = call(
+        ["report", tmp_path, "--out", tmp_path / "r"], monkeypatch, capsys
+    )
+    assert status == 2
+    assert "no run folder" in err
+
+
+def test_list_shows_benchmarks_methods_and_presets(monkeypatch, capsys):
+    status, out, _ = call(["list"], monkeypatch, capsys)
+    assert status == 0
+    for word in ("mnist-many", "fashion-mnist-rotations", "lamaml", "step_size_init"):
+        assert word in out
+
+
+def test_data_list_shows_what_is_ready(tmp_path, monkeypatch, capsys):
+    status, out, _ = call(["data", "list", "--data-dir", tmp_path], monkeypatch, capsys)
+    assert status == 0
+    assert "digits" in out and "ready" in out and "not prepared" in out
+
+
+@pytest.mark.parametrize("command", ["run", "report", "list", "data", "bench"])
+def test_help_teaches(command, monkeypatch, capsys):
+    status, out, _ = call([command, "--help"], monkeypatch, capsys)
+    assert status == 0
+    assert "Usage" in out
+
+
+def test_diverged_seeds_end_with_an_error_but_keep_the_results(
+    tmp_path, monkeypatch, capsys
+):
+    arguments = ["run", *TINY, "-m", "online", "--learning-rate", "1e30"]
+    status, _, err = call(
+        [*arguments, "--max-grad-norm", "1e30", "--out", tmp_path], monkeypatch, capsys
+    )
+    assert status == 1
+    assert "online: seeds [0, 1] diverged" in err
+    summary = json.loads((tmp_path / "online/summary.json").read_text())
+    assert summary["diverged_seeds"] == [0, 1]
+    assert summary["retained_accuracy"] == [None, None]
+
+
+def test_bench_prints_and_writes_ratios(tmp_path, monkeypatch, capsys):
+    arguments = ["bench", "-b", "digits-rotations", "--tasks", "1", "--rounds", "1"]
+    file = tmp_path / "bench.json"
+    status, out, _ = call([*arguments, "--json", file], monkeypatch, capsys)
+    assert status == 0
+    assert "meta-updates per second" in out
+    record = json.loads(file.read_text())
+    # 64-100-100-10: 210 rows, 6 products on 10,000 + 1,000 weights and 4 on 6,400
+    assert record["flops_per_meta_update"] == 210 * (6 * 11_000 + 4 * 6_400)
+    assert 0 < record["ratio_to_matmul_peak"] < 1
+    assert record["reservoir"]["capacities"] == [200, 20_000]

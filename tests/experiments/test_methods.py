@@ -1,0 +1,126 @@
+"""Every method learns, remembers and keeps the shape of a learner."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lamaml_jax as lm
+from experiments import methods, presets
+from experiments.errors import UserError
+from experiments.methods.problem import Problem
+
+NUM_FEATURES, NUM_CLASSES = 6, 3
+
+
+def loss_fn(weights, batch):
+    logits = batch["image"] @ weights["w"] + weights["b"][None, :]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+
+PROBLEM = Problem(
+    loss_fn,
+    {
+        "image": jax.ShapeDtypeStruct((NUM_FEATURES,), jnp.float32),
+        "label": jax.ShapeDtypeStruct((), jnp.int32),
+    },
+)
+
+
+def hyper_of(name, **overrides):
+    overrides = {"capacity": 20, "replay_size": 4, "glances": 2} | overrides
+    preset = presets.OFFICIAL["mnist-rotations"][name]
+    overrides = {k: v for k, v in overrides.items() if getattr(preset, k) is not None}
+    (hyper,) = presets.resolve("mnist-rotations", [name], overrides)
+    return hyper
+
+
+def weights():
+    return {"w": jnp.zeros((NUM_FEATURES, NUM_CLASSES)), "b": jnp.zeros(NUM_CLASSES)}
+
+
+def stream(key, num_batches=30, batch_size=10):
+    images = jax.random.normal(key, (num_batches, batch_size, NUM_FEATURES))
+    labels = jnp.argmax(images[..., :NUM_CLASSES], axis=-1).astype(jnp.int32)
+    return {"image": images, "label": labels}
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_method_learns_a_linear_problem(name):
+    learner = methods.make_learner(name, PROBLEM, hyper_of(name))
+    data_key, run_key = jax.random.split(jax.random.key(3))
+    batches = stream(data_key)
+    state = learner.init(jax.random.key(4), weights())
+    run = jax.jit(lm.observe_stream, static_argnums=0)
+    state, info = run(learner, run_key, state, batches)
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
+    before = float(jnp.mean(loss_fn(weights(), rows)))
+    after = float(jnp.mean(loss_fn(state.weights, rows)))
+    # Online has the smallest rate, 0.03, and comes down to about 0.7 of log 3.
+    assert after < 0.85 * before
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(info))
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_masked_rows_change_nothing(name):
+    learner = methods.make_learner(name, PROBLEM, hyper_of(name))
+    batch = jax.tree.map(lambda x: x[0], stream(jax.random.key(5)))
+    other = batch | {"image": batch["image"].at[7:].set(9.0)}
+    mask = jnp.arange(10) < 7
+    observe = jax.jit(learner.observe)
+    start = learner.init(jax.random.key(0), weights())
+    results = [observe(jax.random.key(1), start, rows, mask) for rows in (batch, other)]
+    # Under a mask the shuffles agree, so results are equal bit for bit.
+    chex.assert_trees_all_equal(results[0][0].weights, results[1][0].weights)
+
+
+def test_er_offers_rows_once_and_only_if_remembered():
+    learner = methods.make_learner("er", PROBLEM, hyper_of("er", glances=3))
+    batch = jax.tree.map(lambda x: x[0], stream(jax.random.key(6)))
+    state = learner.init(jax.random.key(0), weights())
+    kept, _ = learner.observe(jax.random.key(1), state, batch)
+    unseen, _ = learner.observe(jax.random.key(1), state, batch, remember=False)
+    assert (kept.reservoir.num_seen, unseen.reservoir.num_seen) == (10, 0)
+    chex.assert_trees_all_equal(
+        jax.tree.map(lambda x: x[:10], kept.reservoir.rows), batch
+    )
+
+
+def test_er_update_is_sgd_on_the_clipped_gradient_of_all_rows():
+    hyper = hyper_of("er", glances=1, max_grad_norm=0.05, capacity=10, replay_size=10)
+    learner = methods.make_learner("er", PROBLEM, hyper)
+    batches = stream(jax.random.key(7), num_batches=2)
+    first, second = (jax.tree.map(lambda x, i=i: x[i], batches) for i in range(2))
+    # A memory of ten copies of one row leaves nothing to chance.
+    same = jax.tree.map(lambda x: jnp.repeat(x[:1], 10, axis=0), first)
+    state, _ = learner.observe(
+        jax.random.key(1), learner.init(jax.random.key(0), weights()), same
+    )
+    rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), same, second)
+    grads = jax.grad(lambda w: jnp.mean(loss_fn(w, rows)))(state.weights)
+    norm = optax.tree.norm(grads)
+    assert norm > 0.05
+    expected = jax.tree.map(
+        lambda w, g: w - 0.1 * g * 0.05 / norm, state.weights, grads
+    )
+    state, info = learner.observe(jax.random.key(2), state, second)
+    # float32 sums of twenty rows in another order
+    chex.assert_trees_all_close(state.weights, expected, atol=1e-6)
+    np.testing.assert_allclose(info.grad_norm[0], norm, rtol=1e-5)
+
+
+def test_online_has_no_memory():
+    learner = methods.make_learner("online", PROBLEM, hyper_of("online"))
+    assert learner.init(jax.random.key(0), weights()).reservoir is None
+
+
+def test_unknown_method_is_an_error_that_lists_the_known():
+    with pytest.raises(UserError, match=r"unknown method 'gem'.*lamaml.*online"):
+        methods.check_method("gem")
+
+
+def test_hyper_parameters_that_do_not_fit_are_an_error():
+    with pytest.raises(UserError, match=r"method 'er'.*capacity"):
+        methods.make_learner("er", PROBLEM, hyper_of("er", capacity=0))

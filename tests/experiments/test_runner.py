@@ -1,0 +1,194 @@
+"""Training on a benchmark: seeds, devices, evaluation, divergence."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lamaml_jax as lm
+from experiments import benchmarks, presets, runner, train
+from experiments.data.streams import apply_pixel_map
+from experiments.errors import UserError
+from experiments.models import MLP
+
+SEEDS = (0, 1, 2)
+
+
+def tiny(method="lamaml", seeds=SEEDS, **overrides):
+    benchmark = dataclasses.replace(
+        benchmarks.BENCHMARKS["digits-rotations"],
+        num_tasks=3,
+        rows_per_task=25,
+        hidden=(16,),
+    )
+    overrides = {"glances": 2} | overrides
+    (hyper,) = presets.resolve("digits-rotations", [method], overrides)
+    return train.RunConfig(benchmark, method, tuple(seeds), hyper)
+
+
+def run(config, num_devices=1):
+    data = benchmarks.load(config.benchmark, config.seeds)
+    inputs = runner.place(data, config.seeds, runner.seed_mesh(num_devices))
+    (program,) = runner.compile_programs([config], inputs)
+    return list(runner.train(config, program, inputs))
+
+
+@pytest.fixture(scope="module")
+def results():
+    return run(tiny())
+
+
+def accuracies(results):
+    return np.stack([result.accuracy for result in results], axis=1)
+
+
+def test_one_result_per_task_after_one_for_the_untrained_network(results):
+    assert [result.task for result in results] == [-1, 0, 1, 2]
+    assert results[0].info == {}
+    assert accuracies(results).shape == (3, 4, 3)
+    assert all(result.finite.all() for result in results)
+
+
+def test_learning_is_visible_in_the_accuracies(results):
+    matrix = accuracies(results)[:, 1:]
+    learnt = np.diagonal(matrix, axis1=1, axis2=2).mean()
+    # 25 rows of ten classes: well above chance, 0.1
+    assert learnt > 0.3 > accuracies(results)[:, 0].mean()
+
+
+def test_accuracy_equals_a_plain_evaluation(results):
+    config = tiny()
+    data = benchmarks.load(config.benchmark, config.seeds)
+    fns = train.make_train(config, train.DataForm(64, 10, 16))
+    weights = fns.init_weights(jnp.int32(1))
+    images = apply_pixel_map(data.test_images, data.pixel_maps[1, 2]) / 16.0
+    logits = MLP((16,), 10).apply(weights, jnp.asarray(images, jnp.float32))
+    expected = lm.losses.accuracy(logits, jnp.asarray(data.test_labels))
+    assert results[0].accuracy[1, 2] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_training_equals_a_plain_loop_over_batches(results):
+    config = tiny()
+    data = benchmarks.load(config.benchmark, config.seeds)
+    fns = train.make_train(config, train.DataForm(64, 10, 16))
+    shared = train.Shared(
+        jnp.asarray(data.train_images),
+        jnp.asarray(data.train_labels),
+        jax.tree.map(jnp.asarray, runner.chunked_test(data)),
+    )
+    stream = train.StreamArrays(
+        jnp.asarray(data.rows[2]), jnp.asarray(data.pixel_maps[2])
+    )
+    state = fns.init(jnp.int32(2), fns.init_weights(jnp.int32(2)))
+    train_task, evaluate = jax.jit(fns.train_task), jax.jit(fns.evaluate)
+    for task in range(3):
+        state, _ = train_task(shared, stream, jnp.int32(2), state, task)
+        accuracy, _ = evaluate(shared, stream, state.weights, jnp.ones(3, bool))
+        np.testing.assert_array_equal(accuracy, results[task + 1].accuracy[2])
+
+
+def test_numbers_do_not_depend_on_the_number_of_devices(results):
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices")
+    np.testing.assert_array_equal(accuracies(run(tiny(), 2)), accuracies(results))
+
+
+def test_a_seed_does_not_depend_on_its_neighbours(results):
+    alone = run(tiny(seeds=(1,)))
+    np.testing.assert_array_equal(accuracies(alone)[0], accuracies(results)[1])
+
+
+def test_batched_seeds_agree_with_seeds_in_turn(results, monkeypatch):
+    monkeypatch.setattr(runner.jax, "default_backend", lambda: "gpu")
+    batched = accuracies(run(tiny()))
+    # Batched products round differently, and training amplifies that; a fault in the
+    # mapping would give another seed's numbers, which differ by several points.
+    np.testing.assert_allclose(batched, accuracies(results), atol=0.03)
+
+
+def test_partial_batches_are_learnt(results):
+    # 25 rows are two batches of ten and one of five.
+    assert train.num_meta_updates(tiny()) == 3 * 3 * 2
+
+
+def test_a_diverged_seed_is_marked_and_leaves_the_others_alone(results):
+    config = tiny(method="online", learning_rate=0.1)
+    data = benchmarks.load(config.benchmark, config.seeds)
+    inputs = runner.place(data, config.seeds, runner.seed_mesh(1))
+    (program,) = runner.compile_programs([config], inputs)
+    clean = list(runner.train(config, program, inputs))
+
+    def poisoned():
+        state = program.init()
+        weights = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.weights)
+        return state._replace(weights=weights)
+
+    spoilt = list(runner.train(config, program._replace(init=poisoned), inputs))
+    assert [list(r.finite) for r in spoilt] == [[True, False, True]] * 4
+    assert np.isnan(accuracies(spoilt)[1]).all()
+    np.testing.assert_array_equal(accuracies(spoilt)[[0, 2]], accuracies(clean)[[0, 2]])
+
+
+def test_eval_every_leaves_only_the_neighbouring_tasks_between():
+    benchmark = dataclasses.replace(tiny().benchmark, num_tasks=6, eval_every=3)
+    wanted = [list(runner.wanted_tasks(benchmark, task)) for task in range(-1, 6)]
+    full = [True] * 6
+    assert wanted[0] == full  # before training
+    assert wanted[1] == [True, True, False, False, False, False]
+    assert wanted[2] == [False, True, True, False, False, False]
+    assert wanted[3] == full
+    assert wanted[5] == [False, False, False, False, True, True]
+    assert wanted[6] == full
+
+
+def test_running_retained_accuracy_needs_every_task_so_far():
+    rows = [np.array([[0.8, np.nan, np.nan]]), np.array([[np.nan, 0.6, 0.1]])]
+    assert runner.running_retained_accuracy(rows[:1], 0)[0] == pytest.approx(0.8)
+    assert np.isnan(runner.running_retained_accuracy(rows, 1)[0])
+
+
+def test_streams_differ_between_seeds():
+    config = tiny()
+    data = benchmarks.load(config.benchmark, config.seeds)
+    assert not np.array_equal(data.rows[0], data.rows[1])
+    assert not np.array_equal(data.pixel_maps[0], data.pixel_maps[1])
+
+
+def test_more_rows_than_there_are_is_an_error():
+    benchmark = dataclasses.replace(tiny().benchmark, rows_per_task=10_000)
+    with pytest.raises(
+        UserError, match=r"digits-rotations: rows_per_task.*1437.*10000"
+    ):
+        benchmarks.load(benchmark, SEEDS)
+
+
+@pytest.mark.parametrize("num_devices", [0, -1, 1000])
+def test_wrong_number_of_devices_is_an_error(num_devices):
+    with pytest.raises(UserError, match="--devices"):
+        runner.seed_mesh(num_devices)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 26}, "batch_size"),
+        ({"glances": -1}, "glances"),
+        ({"capacity": 0}, "capacity"),
+        ({"replay_size": 101}, "replay_size"),
+        ({"inner_steps": 11}, "inner_steps"),
+        ({"step_size_init": float("nan")}, "step_size_init"),
+        ({"step_size_learning_rate": float("inf")}, "step_size_learning_rate"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm"),
+    ],
+)
+def test_sizes_and_rates_out_of_range_are_errors(overrides, name):
+    with pytest.raises(UserError, match=f"^{name}: expected"):
+        train.check_config(tiny(**overrides))
+
+
+def test_reservoir_larger_than_memory_is_an_error():
+    with pytest.raises(UserError, match=r"capacity: 2000000000 rows.*GiB"):
+        train.check_memory(tiny(capacity=2_000_000_000), 64)
