@@ -6,6 +6,7 @@ TFDS data sets are read from array_record files without TensorFlow. Decoding is 
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import warnings
@@ -59,6 +60,18 @@ def default_cache_dir() -> Path:
 
     given = os.environ.get("LAMAML_CACHE_DIR")
     return Path(given) if given else platformdirs.user_cache_path("lamaml_jax")
+
+
+def check_name(name: str) -> None:
+    """Checks that there is a data set called ``name``.
+
+    Raises:
+        DataError: there is none; the message lists those there are.
+    """
+    if name not in source_names():
+        raise DataError(
+            f"unknown data set {name!r}; choose one of: {', '.join(source_names())}"
+        )
 
 
 def dataset_folder(name: str, data_dir: Path | None) -> Path:
@@ -124,12 +137,9 @@ def check_source(name: str, data_dir: Path | None = None) -> None:
     Raises:
         DataError: unknown, not prepared, or with missing or truncated files.
     """
+    check_name(name)
     if name == "digits":
         return
-    if name not in _TFDS_VERSIONS:
-        raise DataError(
-            f"unknown data set {name!r}; choose one of: {', '.join(source_names())}"
-        )
     folder = dataset_folder(name, data_dir)
     if not folder.is_dir():
         raise DataError(
@@ -167,6 +177,7 @@ def _cache_folder(name: str, folder: Path, cache_dir: Path | None) -> Path:
 def _decode(name: str, folder: Path) -> dict[str, np.ndarray]:
     import tensorflow_datasets as tfds
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it would ask for OpenCV
     builder = tfds.builder_from_directory(folder)
     arrays = {}
     for split in ("train", "test"):
