@@ -85,6 +85,18 @@ def _unwritable(path: Path, error: OSError) -> RunFolderError:
     )
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and its parents, if need be.
+
+    Raises:
+        RunFolderError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
 def _plain(value: Any) -> Any:
     """Turns a value into what strict JSON can hold; null for NaN and infinities."""
     if isinstance(value, Mapping):
@@ -117,7 +129,7 @@ def check_new(folder: Path) -> None:
                 f"{folder}: already used; give another --out, or --overwrite to "
                 "replace the run in it"
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_file(probe, b"written")
         probe.unlink()
     except OSError as error:
@@ -273,6 +285,7 @@ def _read_arrays(folder: Path, config: Mapping[str, Any]) -> dict[str, np.ndarra
             damaged = file.testzip()  # numpy stops before a checksum it need not reach
         if damaged:
             raise zipfile.BadZipFile(f"checksum of {damaged}")
+        data.seek(0)
         with np.load(data, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # damaged bytes end in errors of a dozen types
@@ -365,8 +378,7 @@ def read(folder: Path) -> Run:
 
     Raises:
         NothingToReportError: no summary.json yet, or no seed that has all accuracies.
-        RunFolderError: a file is missing, damaged, of another version, or disagrees
-            with another by more than 1e-5.
+        RunFolderError: a file is missing, damaged, of another version or in conflict.
     """
     folder = Path(folder)
     config = _read_config(folder)

@@ -1,0 +1,327 @@
+"""Figures of a benchmark's runs; matplotlib is imported when the first is drawn."""
+
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import run_folder
+from experiments.published import PAPER, Published
+
+DPI = 150
+WIDTH_IN = 6.75
+NAMES = {
+    "lamaml": "La-MAML",
+    "sync": "Sync",
+    "cmaml": "C-MAML",
+    "la_er": "La-ER",
+    "er": "ER",
+    "online": "Online",
+    "iid": "IID",
+    "ewc": "EWC",
+    "gem": "GEM",
+    "agem": "A-GEM",
+    "mer": "MER",
+    "icarl": "iCaRL",
+    "metabgd": "Meta-BGD",
+    "vrmcl": "VR-MCL",
+    "derpp": "DER++",
+}
+
+
+class Style(NamedTuple):
+    """How a method looks in every figure."""
+
+    color: str
+    marker: str
+
+
+# Okabe and Ito's colours, told apart under all common colour vision deficiencies, less
+# their yellow, which is faint on white, and with a grey. Fifteen methods share them;
+# two of the same colour differ in marker.
+_ORANGE, _SKY, _GREEN, _BLACK = "#E69F00", "#56B4E9", "#009E73", "#000000"
+_BLUE, _VERMILLION, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
+STYLES = {
+    "lamaml": Style(_VERMILLION, "o"),
+    "sync": Style(_SKY, "s"),
+    "cmaml": Style(_BLUE, "^"),
+    "la_er": Style(_ORANGE, "D"),
+    "er": Style(_GREEN, "v"),
+    "online": Style(_GREY, "X"),
+    "iid": Style(_BLACK, "P"),
+    "ewc": Style(_BLACK, "o"),
+    "gem": Style(_PURPLE, "s"),
+    "agem": Style(_PURPLE, "^"),
+    "mer": Style(_ORANGE, "v"),
+    "icarl": Style(_GREY, "s"),
+    "metabgd": Style(_SKY, "D"),
+    "vrmcl": Style(_BLUE, "P"),
+    "derpp": Style(_GREEN, "D"),
+}
+_OTHER = Style(_GREY, "*")
+_LINES = ("-", "--", ":", "-.")
+_RC = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.frameon": False,
+    "svg.hashsalt": "lamaml_jax",
+}
+
+
+class Entry(NamedTuple):
+    """One run as a figure shows it: its seeds that have a result, best RA first."""
+
+    label: str
+    method: str
+    variant: int
+    """0 for the first run of a method, 1 for the next."""
+    accuracy: np.ndarray
+    """[S, T, T] fractions."""
+    retained_accuracy: np.ndarray
+    """[S] percent."""
+    backward_transfer_interference: np.ndarray
+    """[S] percentage points."""
+    published: tuple[Published, ...]
+
+    @property
+    def style(self) -> Style:
+        """Colour and marker of the method."""
+        return STYLES.get(self.method, _OTHER)
+
+
+def _figure(height_in: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
+
+
+def _wrap(label: str, width: int = 24) -> str:
+    if len(label) > width:  # a setting in brackets begins a line of its own
+        label = label.replace(" (", "\n(").replace(" [", "\n[")
+    return "\n".join(textwrap.fill(line, width) for line in label.split("\n"))
+
+
+def _draw_bars(axes: Any, entries: Sequence[Entry], values: Sequence[np.ndarray]):
+    for place, (entry, value) in enumerate(zip(entries, values, strict=True)):
+        mean, color = value.mean(), entry.style.color
+        axes.barh(place, mean, height=0.76, color=color, alpha=0.5, linewidth=0)
+        if len(value) > 1:
+            axes.errorbar(
+                mean,
+                place - 0.22,
+                xerr=value.std(ddof=1),
+                color="black",
+                linewidth=0.9,
+                capsize=2,
+                linestyle="none",
+                label="mean ± sd",
+            )
+        axes.scatter(
+            value,
+            np.full(len(value), place),
+            s=8,
+            color=color,
+            edgecolor="black",
+            linewidth=0.5,
+            zorder=3,
+        )
+
+
+def _draw_published(axes: Any, entries: Sequence[Entry], name: str) -> None:
+    for place, entry in enumerate(entries):
+        for row in entry.published:
+            paper = row.source == PAPER
+            axes.plot(
+                getattr(row, name),
+                place + (0.3 if paper else 0.18),
+                marker="*" if paper else "D",
+                markersize=6 if paper else 3.5,
+                color="black" if paper else "white",
+                markeredgecolor="black",
+                markeredgewidth=0.8,
+                linestyle="none",
+                label=row.source,
+                clip_on=False,
+                zorder=4,
+            )
+
+
+def bars(title: str, entries: Sequence[Entry]) -> Any:
+    """Draws RA and BTI side by side: mean, sd, seeds, and others' figures.
+
+    Args:
+        title: the benchmark.
+        entries: one bar each, from the top.
+
+    Returns:
+        A matplotlib figure, ``WIDTH_IN`` wide.
+    """
+    figure = _figure(1.15 + 0.34 * len(entries))
+    left, right = figure.subplots(1, 2, sharey=True)
+    _draw_bars(left, entries, [e.retained_accuracy for e in entries])
+    _draw_bars(right, entries, [e.backward_transfer_interference for e in entries])
+    _draw_published(left, entries, "ra")
+    _draw_published(right, entries, "bti")
+    left.set_yticks(range(len(entries)), [_wrap(e.label) for e in entries])
+    left.set_ylim(len(entries) - 0.4, -0.6)
+    left.set_xlim(left=0)
+    left.set_xlabel("retained accuracy RA (%)")
+    right.set_xlabel("backward transfer and interference\nBTI (percentage points)")
+    right.axvline(0, color="black", linewidth=0.7)
+    right.tick_params(left=False)
+    right.spines.left.set_visible(False)
+    for axes in (left, right):
+        axes.tick_params(axis="y", length=0)
+    figure.suptitle(title, fontsize=9)
+    seed = left.scatter([], [], s=8, color="white", edgecolor="black", linewidth=0.5)
+    handles, labels = left.get_legend_handles_labels()
+    named = {"one seed": seed, **dict(zip(labels, handles, strict=True))}
+    figure.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=len(named)
+    )
+    return figure
+
+
+def _task_ticks(num_tasks: int) -> list[int]:
+    return sorted({1, *np.linspace(0, num_tasks, 5).round().astype(int)[1:].tolist()})
+
+
+def evaluated(accuracy: np.ndarray) -> np.ndarray:
+    """Returns the tasks i after which all tasks up to i were evaluated, for all seeds.
+
+    Args:
+        accuracy: [S, T, T], NaN where not evaluated.
+    """
+    known = np.isfinite(accuracy).all(axis=0)
+    return np.array([i for i, row in enumerate(known) if row[: i + 1].all()], int)
+
+
+def curves(title: str, entries: Sequence[Entry]) -> Any:
+    """Draws the mean accuracy over the tasks learnt so far, with its sd over seeds."""
+    figure = _figure(3.0)
+    axes = figure.subplots()
+    for entry in entries:
+        tasks = evaluated(entry.accuracy)
+        means = 100 * np.stack(
+            [entry.accuracy[:, i, : i + 1].mean(1) for i in tasks], 1
+        )
+        middle, color = means.mean(axis=0), entry.style.color
+        axes.plot(
+            tasks + 1,
+            middle,
+            color=color,
+            marker=entry.style.marker,
+            linestyle=_LINES[entry.variant % len(_LINES)],
+            markerfacecolor="white" if entry.variant else color,
+            markersize=3.5,
+            linewidth=1.3,
+            label=_wrap(entry.label),
+        )
+        if len(means) > 1:
+            sd = means.std(axis=0, ddof=1)
+            axes.fill_between(
+                tasks + 1, middle - sd, middle + sd, color=color, alpha=0.18, lw=0
+            )
+    axes.set_xlabel("number of tasks learnt")
+    axes.set_ylabel("mean accuracy on the tasks learnt (%)")
+    axes.set_xticks(_task_ticks(entries[0].accuracy.shape[-1]))
+    axes.set_title(title)
+    figure.legend(loc="outside right center", handlelength=2.4)
+    return figure
+
+
+def _draw_matrix(axes: Any, accuracy: np.ndarray, norm: Any) -> Any:
+    """Draws [T, T] percent; a row reaches back to the evaluation before it."""
+    num_tasks = accuracy.shape[-1]
+    tasks = np.flatnonzero(np.isfinite(np.tril(accuracy)).all(axis=1))
+    later = np.arange(num_tasks)[None, :] > tasks[:, None]
+    edges = np.concatenate([[0], tasks + 1]) + 0.5
+    mesh = axes.pcolormesh(
+        np.arange(num_tasks + 1) + 0.5,
+        edges,
+        np.ma.masked_array(accuracy[tasks], later),
+        cmap="viridis",
+        norm=norm,
+        rasterized=True,
+    )
+    axes.set_ylim(num_tasks + 0.5, 0.5)
+    axes.set_aspect("equal")
+    axes.set_xticks(_task_ticks(num_tasks))
+    axes.set_yticks(_task_ticks(num_tasks))
+    return mesh
+
+
+def matrices(title: str, entries: Sequence[Entry]) -> Any:
+    """Draws accuracy[i, j] of tasks already learnt, mean over seeds, per method."""
+    from matplotlib.colors import Normalize
+
+    rows = -(-len(entries) // 5)
+    columns = -(-len(entries) // rows)
+    titles = [_wrap(entry.label, 18) for entry in entries]
+    title_in = 0.25 + 0.13 * max(text.count("\n") for text in titles)
+    panel_in = (WIDTH_IN - 1.35) / max(columns, 3) - 0.15
+    figure = _figure(0.68 + rows * (title_in + panel_in))
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    means = [100 * entry.accuracy.mean(axis=0) for entry in entries]
+    lowest = min(np.nanmin(np.where(np.tri(len(m)) > 0, m, np.nan)) for m in means)
+    norm = Normalize(10 * np.floor(lowest / 10), 100)
+    mesh = None
+    for axes in panels.flat[len(entries) :]:
+        axes.remove()
+    for axes, text, mean in zip(panels.flat, titles, means, strict=False):
+        mesh = _draw_matrix(axes, mean, norm)
+        axes.set_title(text)
+    figure.colorbar(mesh, ax=panels, label="accuracy (%)", shrink=0.8, aspect=25)
+    figure.supxlabel("task evaluated", fontsize=8)
+    figure.supylabel("number of tasks learnt", fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+KINDS: dict[str, Callable[[str, Sequence[Entry]], Any]] = {
+    "bars": bars,
+    "curves": curves,
+    "tasks": matrices,
+}
+
+
+def write(out_dir: Path, title: str, entries: Sequence[Entry]) -> list[Path]:
+    """Draws every kind of figure of one benchmark and writes it as PNG and SVG.
+
+    Args:
+        out_dir: an existing folder.
+        title: the benchmark; begins the file names.
+        entries: its runs, best first.
+
+    Returns:
+        The files; the same entries give the same bytes.
+
+    Raises:
+        RunFolderError: a file cannot be written.
+    """
+    from matplotlib import rc_context
+
+    files = []
+    with rc_context(_RC):
+        for kind, draw in KINDS.items():
+            figure = draw(title, entries)
+            for suffix in ("png", "svg"):
+                path = out_dir / f"{title}_{kind}.{suffix}"
+                buffer = io.BytesIO()
+                metadata = {"Date": None} if suffix == "svg" else None
+                figure.savefig(buffer, format=suffix, metadata=metadata)
+                run_folder.write_file(path, buffer.getvalue())
+                files.append(path)
+    return files

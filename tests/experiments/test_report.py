@@ -1,0 +1,382 @@
+import csv
+import io
+import struct
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import figures, published, report, run_folder
+
+NAN = float("nan")
+OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"}
+
+
+def example(retained=0.6):
+    """Three seeds, two tasks. RA 60, 65, 70 %; BTI -15, -10, -5; LA 75; FWT 30."""
+    last = np.array([[retained - 0.1, 0.7]]) + np.array([[0.0], [0.1], [0.2]])
+    last[:, 1] = 0.7
+    learnt_first = 0.8
+    accuracy = np.empty((3, 2, 2), np.float32)
+    accuracy[:, 0] = [learnt_first, 0.4]
+    accuracy[:, 1] = last
+    return accuracy, np.full((3, 2), 0.1, np.float32)
+
+
+def write_run(folder, method="er", accuracy=None, initial=None, lost=(), **config):
+    accuracy, initial = example() if accuracy is None else (accuracy, initial)
+    count, num_tasks = accuracy.shape[:2]
+    accuracy = accuracy.copy()
+    accuracy[list(lost), -1] = NAN
+    config = {
+        "format_version": 1,
+        "benchmark": "digits-rotations",
+        "method": method,
+        "seeds": list(range(count)),
+        "num_tasks": num_tasks,
+        "glances": 5,
+        **config,
+    }
+    run_folder.create(folder, config, {})
+    for task in range(num_tasks):
+        for index, seed in enumerate(config["seeds"]):
+            record = {"seed": seed, "task": task, "accuracy": accuracy[index, task]}
+            run_folder.append_evaluation(folder, record)
+    last, learnt = accuracy[:, -1], np.diagonal(accuracy, axis1=1, axis2=2)
+    before = np.diagonal(accuracy, offset=1, axis1=1, axis2=2)
+    run_folder.finish(
+        folder,
+        {
+            "accuracy": accuracy,
+            "initial_accuracy": initial,
+            "seeds": np.array(config["seeds"]),
+        },
+        {
+            "retained_accuracy": last.mean(1),
+            "backward_transfer_interference": (last - learnt).mean(1),
+            "learning_accuracy": learnt.mean(1),
+            "forward_transfer": (before - initial[:, 1:]).mean(1),
+            "timing": {"train_cpu_s_per_seed": 12.34},
+            "diverged_seeds": [config["seeds"][i] for i in lost],
+        },
+    )
+    return folder
+
+
+def make(tmp_path, *folders):
+    console = Console(file=io.StringIO(), width=80)
+    files = report.make_report(folders, tmp_path / "out", console=console)
+    return files, console.file.getvalue()
+
+
+def table_rows(files):
+    return list(csv.DictReader(io.StringIO(files.table_csv.read_text())))
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(figures, "write", lambda *args: [])
+
+
+@pytest.mark.usefixtures("no_figures")
+class TestTable:
+    def test_values_are_those_computed_by_hand(self, tmp_path):
+        files, shown = make(tmp_path, write_run(tmp_path / "er", capacity=100))
+        # RA 60, 65, 70: mean 65, sd 5. BTI: (-30 + 0) / 2, (-20) / 2, (-10) / 2.
+        # LA differs by no seed: (80 + 70) / 2. FWT: 40 - 10.
+        text = files.table_md.read_text()
+        expected = "65.0 ± 5.0 | -10.0 ± 5.0 | 75.0 ± 0.0 | 30.0 ± 0.0 | 3 |"
+        assert f"| digits-rotations | ER | {expected}" in text
+        assert "| 100 | 5 | 12.3 |" in text
+        line = "ER 65.0 ± 5.0 -10.0 ± 5.0 75.0 ± 0.0 30.0 ± 0.0 3 12.3"
+        assert line in " ".join(shown.split())
+        (row,) = table_rows(files)
+        assert float(row["ra_mean"]) == pytest.approx(65, abs=1e-4)
+        assert float(row["bti_sd"]) == pytest.approx(5, abs=1e-4)
+        assert (row["method"], row["label"], row["num_seeds"]) == ("er", "ER", "3")
+        assert row["authors_ra"] == ""
+
+    def test_one_seed_has_no_sd(self, tmp_path):
+        accuracy, initial = example()
+        folder = write_run(tmp_path / "er", "er", accuracy[:1], initial[:1])
+        files, shown = make(tmp_path, folder)
+        assert "| 60.0 ± n/a | -15.0 ± n/a |" in files.table_md.read_text()
+        assert "60.0 ± n/a" in shown
+        assert table_rows(files)[0]["ra_sd"] == ""
+
+    def test_a_diverged_seed_is_named_and_the_mean_is_over_the_others(self, tmp_path):
+        files, shown = make(tmp_path, write_run(tmp_path / "er", lost=[1]))
+        text = files.table_md.read_text()
+        assert "| 65.0 ± 7.1 |" in text
+        assert "| 2 |" in text
+        assert "seed 1 diverged; mean over the other 2" in text
+        assert "seed 1 diverged; mean over the other 2" in shown
+        assert "2/3" in shown
+        assert table_rows(files)[0]["diverged_seeds"] == "1"
+
+    def test_rows_are_sorted_by_retained_accuracy(self, tmp_path):
+        _, initial = example()
+        folders = [
+            write_run(tmp_path / name, name, example(retained)[0], initial)
+            for name, retained in (("er", 0.5), ("lamaml", 0.7), ("new", 0.6))
+        ]
+        files, _ = make(tmp_path, *folders)
+        assert [r["label"] for r in table_rows(files)] == ["La-MAML", "new", "ER"]
+
+    def test_every_benchmark_is_in_the_one_table(self, tmp_path):
+        write_run(tmp_path / "runs" / "a")
+        write_run(tmp_path / "runs" / "b", benchmark="mnist-rotations")
+        files, _ = make(tmp_path, tmp_path / "runs")
+        names = [row["benchmark"] for row in table_rows(files)]
+        assert names == ["digits-rotations", "mnist-rotations"]
+
+    def test_streams_of_different_length_are_different_benchmarks(self, tmp_path):
+        long = np.full((1, 3, 3), 0.5, np.float32)
+        files, _ = make(
+            tmp_path,
+            write_run(tmp_path / "a"),
+            write_run(tmp_path / "b", "er", long, long[:, 0]),
+        )
+        names = [row["benchmark"] for row in table_rows(files)]
+        assert names == ["digits-rotations-2-tasks", "digits-rotations-3-tasks"]
+
+    def test_an_unfinished_run_is_named_and_skipped(self, tmp_path):
+        write_run(tmp_path / "runs" / "er")
+        broken = write_run(tmp_path / "runs" / "lamaml", "lamaml")
+        (broken / "summary.json").unlink()
+        files, shown = make(tmp_path, tmp_path / "runs")
+        assert len(table_rows(files)) == 1
+        for text in (shown, files.table_md.read_text(), *files.skipped):
+            assert f"{broken}: incomplete" in text.replace("\n", " ")
+
+    def test_a_run_that_diverged_on_every_seed_is_named(self, tmp_path):
+        lost = write_run(tmp_path / "lamaml", "lamaml", lost=[0, 1, 2])
+        files, shown = make(tmp_path, write_run(tmp_path / "er"), lost)
+        assert "every one diverged" in files.table_md.read_text()
+        assert "every one diverged" in shown
+
+    def test_no_run_with_a_result_is_an_error(self, tmp_path):
+        lost = write_run(tmp_path / "er", lost=[0, 1, 2])
+        with pytest.raises(run_folder.RunFolderError, match="no run to report on"):
+            make(tmp_path, lost)
+
+    def test_a_damaged_run_is_an_error(self, tmp_path):
+        broken = write_run(tmp_path / "er")
+        (broken / "arrays.npz").write_bytes(b"PK")
+        with pytest.raises(run_folder.RunFolderError, match=r"arrays\.npz is damaged"):
+            make(tmp_path, write_run(tmp_path / "lamaml", "lamaml"), broken)
+
+    def test_an_output_that_cannot_be_made_is_an_error(self, tmp_path):
+        (tmp_path / "out").write_text("in the way")
+        with pytest.raises(run_folder.RunFolderError, match="cannot be written"):
+            make(tmp_path, write_run(tmp_path / "er"))
+
+    def test_no_number_is_cut_at_80_columns(self, tmp_path):
+        same = {
+            "benchmark": "mnist-rotations",
+            "rows_per_task": 1000,
+            "capacity": 200,
+        }
+        accuracy = np.full((2, 20, 20), 0.5, np.float32)
+        accuracy[:, -1] = [[0.1], [0.5]]
+        folders = [
+            write_run(tmp_path / name, name, accuracy, accuracy[:, 0], lr=rate, **same)
+            for name, rate in (("lamaml", 0.1), ("metabgd", 0.1))
+        ]
+        _, shown = make(tmp_path, *folders)
+        assert "…" not in shown
+        assert "La-MAML " in shown
+        assert "30.0 ± 28.3 -19.0 ± 26.9" in shown
+        assert "77.1 / -8.8" in shown
+
+
+class TestVariants:
+    def labels(self, tmp_path, *configs):
+        folders = [
+            write_run(tmp_path / f"run{i}", **config)
+            for i, config in enumerate(configs)
+        ]
+        return report.variant_labels([run_folder.read(f) for f in folders])
+
+    def test_a_method_run_once_needs_no_label(self, tmp_path):
+        assert self.labels(tmp_path, {"capacity": 1}) == [""]
+
+    def test_the_settings_that_differ_are_named(self, tmp_path):
+        labels = self.labels(
+            tmp_path,
+            {"capacity": 100, "clip": 2},
+            {"capacity": 200, "clip": 2, "acceptance": "published"},
+        )
+        assert labels == [
+            "capacity 100, no acceptance",
+            "capacity 200, acceptance published",
+        ]
+
+    def test_equal_settings_are_told_apart_by_seeds_then_folder(self, tmp_path):
+        labels = self.labels(tmp_path, {}, {"seeds": [5, 6, 7]}, {"seeds": [4, 7, 9]})
+        assert labels == ["seeds 0-2", "seeds 5-7", "seeds 4 7 9"]
+        other = tmp_path / "other"
+        other.mkdir()
+        assert self.labels(other, {}, {}) == ["run0", "run1"]
+
+    def test_folders_of_one_name_are_told_apart_by_path(self, tmp_path):
+        folders = [write_run(tmp_path / name / "er") for name in "ab"]
+        runs = [run_folder.read(folder) for folder in folders]
+        assert report.variant_labels(runs) == [str(folder) for folder in folders]
+
+    @pytest.mark.usefixtures("no_figures")
+    def test_the_label_is_in_the_table(self, tmp_path):
+        folders = [write_run(tmp_path / str(c), capacity=c) for c in (50, 100)]
+        files, _ = make(tmp_path, *folders)
+        labels = [row["label"] for row in table_rows(files)]
+        assert labels == ["ER (capacity 50)", "ER (capacity 100)"]
+
+
+ROTATIONS = {
+    "benchmark": "mnist-rotations",
+    "method": "lamaml",
+    "num_tasks": 20,
+    "rows_per_task": 1000,
+    "glances": 5,
+    "capacity": 200,
+}
+
+
+class TestPublished:
+    def test_means_are_over_the_listed_seeds(self):
+        code, paper = published.look_up(ROTATIONS)
+        assert code.ra == pytest.approx((77.5 + 76.8 + 77.0) / 3)
+        assert code.bti == pytest.approx(-8.8)
+        assert (paper.source, paper.ra) == (published.PAPER, 77.42)
+        assert np.isnan(paper.bti)
+
+    @pytest.mark.parametrize(
+        "change", [{"num_tasks": 3}, {"glances": 1}, {"capacity": 50}, {"method": "x"}]
+    )
+    def test_a_run_of_other_settings_has_nothing_beside_it(self, change):
+        assert published.look_up(ROTATIONS | change) == ()
+
+    def test_image_figures_are_told_apart_by_passes(self):
+        config = {"benchmark": "tinyimagenet-split", "method": "mer"}
+        assert published.look_up(config | {"passes": "multi"}) == ()
+        (row,) = published.look_up(config | {"passes": "single"})
+        assert row.ra == 44.87
+
+    def test_learning_accuracy_less_interference_is_retained_accuracy(self):
+        # RA = LA + BTI by definition; the figures are rounded to 0.1 per seed.
+        rows = [row for row in published.PUBLISHED if row.learning_accuracy]
+        assert len(rows) == 14
+        for row in rows:
+            sums = np.add(row.learning_accuracy, row.backward_transfer_interference)
+            np.testing.assert_allclose(sums, row.retained_accuracy, atol=0.16)
+
+    @pytest.mark.usefixtures("no_figures")
+    def test_they_stand_in_the_table_with_their_source(self, tmp_path):
+        accuracy = np.full((2, 20, 20), 0.5, np.float32)
+        config = {
+            k: v for k, v in ROTATIONS.items() if k not in ("method", "num_tasks")
+        }
+        folder = write_run(tmp_path / "a", "lamaml", accuracy, accuracy[:, 0], **config)
+        files, _ = make(tmp_path, folder)
+        text = files.table_md.read_text()
+        assert "| 77.1 (code, n = 3), 77.42 (paper) | -8.8 (code, n = 3) |" in text
+
+
+class TestFigures:
+    def test_each_is_a_png_of_the_stated_size_and_an_svg(self, tmp_path):
+        _, initial = example()
+        folders = [
+            write_run(tmp_path / "er"),
+            write_run(tmp_path / "new", "new", example(0.5)[0], initial, lost=[2]),
+        ]
+        files, _ = make(tmp_path, *folders)
+        names = sorted(path.name for path in files.figures)
+        assert names == sorted(
+            f"digits-rotations_{kind}.{suffix}"
+            for kind in ("bars", "curves", "tasks")
+            for suffix in ("png", "svg")
+        )
+        for path in files.figures:
+            data = path.read_bytes()
+            if path.suffix == ".svg":
+                assert xml.etree.ElementTree.fromstring(data).tag.endswith("svg")
+                continue
+            assert data[:8] == b"\x89PNG\r\n\x1a\n"
+            width, height = struct.unpack(">II", data[16:24])
+            assert width == int(figures.DPI * figures.WIDTH_IN)
+            assert 200 < height < 600
+
+    def entry(self, accuracy, method="er", label="ER"):
+        last = 100 * accuracy[:, -1].mean(1)
+        return figures.Entry(label, method, 0, accuracy, last, last - 80, ())
+
+    def sparse(self):
+        """Four tasks; all are evaluated after the second and the fourth only."""
+        accuracy = np.full((2, 4, 4), NAN, np.float32)
+        accuracy[:, [0, 0, 2, 2], [0, 1, 2, 3]] = 0.9
+        accuracy[:, [1, 3]] = 0.5
+        return accuracy
+
+    def test_curves_have_points_only_where_all_tasks_so_far_were_evaluated(self):
+        assert figures.evaluated(self.sparse()).tolist() == [0, 1, 3]
+        (line,) = figures.curves("x", [self.entry(self.sparse())]).axes[0].lines
+        assert line.get_xdata().tolist() == [1, 2, 4]
+        np.testing.assert_allclose(line.get_ydata(), [90, 50, 50], rtol=1e-6)
+
+    def test_matrices_show_evaluated_rows_and_learnt_tasks_only(self):
+        figure = figures.matrices("x", [self.entry(self.sparse())])
+        shown = figure.axes[0].collections[0].get_array()
+        assert shown.shape == (3, 4)
+        rows = [row.compressed().round(2).tolist() for row in shown]
+        assert rows == [[90], [50] * 2, [50] * 4]
+
+    def test_bars_end_at_the_mean_and_show_each_seed_and_the_authors(self):
+        accuracy = np.stack([np.full((2, 2), 0.6), np.full((2, 2), 0.8)])
+        entry = self.entry(accuracy)._replace(published=published.look_up(ROTATIONS))
+        left, right = figures.bars("x", [entry]).axes
+        assert left.patches[0].get_width() == pytest.approx(70)
+        assert right.patches[0].get_width() == pytest.approx(-10)
+        seeds = left.collections[-2].get_offsets()[:, 0]
+        np.testing.assert_allclose(seeds, [60, 80])
+        drawn = {line.get_label(): line.get_xdata()[0] for line in left.lines}
+        assert drawn[published.PAPER] == 77.42
+
+    @pytest.mark.parametrize("num_tasks", [1, 100])
+    def test_streams_of_any_length_can_be_drawn(self, num_tasks):
+        accuracy = np.full((1, num_tasks, num_tasks), 0.5, np.float32)
+        for draw in figures.KINDS.values():
+            figure = draw("x", [self.entry(accuracy)])
+            figure.draw_without_rendering()
+            ticks = figure.axes[0].get_xticks()
+            assert draw is figures.bars or {1, num_tasks} <= set(ticks)
+
+    def test_fifteen_methods_look_different_and_keep_their_colour(self):
+        assert figures.STYLES.keys() == figures.NAMES.keys()
+        assert len(set(figures.STYLES.values())) == len(figures.STYLES) == 15
+        main = [figures.STYLES[m].color for m in ("lamaml", "cmaml", "sync", "er")]
+        assert main == ["#D55E00", "#0072B2", "#56B4E9", "#009E73"]
+        used = {style.color for style in figures.STYLES.values()}
+        assert used == OKABE_ITO | {"#000000", "#8C8C8C"}
+
+    def test_the_same_runs_give_the_same_bytes(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(figures, "KINDS", {"curves": figures.curves})
+        entry = self.entry(np.full((2, 3, 3), 0.5, np.float32))
+        files = []
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            files.append(figures.write(tmp_path / name, "x", [entry]))
+        for first, second in zip(*files, strict=True):
+            assert first.read_bytes() == second.read_bytes()
+
+
+def test_importing_the_report_imports_neither_jax_nor_matplotlib():
+    code = (
+        "import sys, experiments.report; print({'jax', 'matplotlib'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
