@@ -94,8 +94,6 @@ def variant_labels(runs: Sequence[Run]) -> list[str]:
         Per run ``""`` if it is the only one, else such as ``"capacity 100"``; runs of
         equal settings get what tells them apart: seeds, folder name or folder.
     """
-    if len(runs) == 1:
-        return [""]
     configs = [run.config for run in runs]
     keys = [key for key in dict.fromkeys(k for c in configs for k in c)]
     keys = [

@@ -120,7 +120,7 @@ class Program(NamedTuple):
     train_task: Callable[..., Any]
     evaluate: Callable[..., Any]
     compile_s: float
-    """Wall time of tracing and compiling, seconds."""
+    """Wall time of tracing and compiling, other methods beside it, seconds."""
 
 
 def chunked_test(
@@ -168,50 +168,17 @@ def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> I
     )
 
 
-def _compile(config: RunConfig, inputs: Inputs) -> Program:
-    check_memory(config, inputs.form.num_pixels)
-    mesh, _, shared, streams, seeds = inputs
+def _compile(fn: Any, *args: Any) -> tuple[Any, float]:
+    """Compiles a jitted function; returns it and the seconds it took."""
     start = time.perf_counter()
-    fns = make_train(config, inputs.form)
-    init_weights = jax.jit(over_seeds(fns.init_weights, mesh, "s"))
-    init = jax.jit(over_seeds(fns.init, mesh, "ss"))
-    train_task = jax.jit(over_seeds(fns.train_task, mesh, "-sss-"), donate_argnums=3)
-    evaluate = jax.jit(over_seeds(fns.evaluate, mesh, "-ss-"))
-    by_seed = NamedSharding(mesh, PartitionSpec("seed"))
-
-    def form_of(fn, *args):
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_seed),
-            jax.eval_shape(fn, *args),
-        )
-
-    weights = form_of(init_weights, seeds)
-    state = form_of(init, seeds, weights)
-    wanted = jnp.ones(config.benchmark.num_tasks, bool)
-    task = jnp.int32(0)
-    try:
-        compiled = [
-            lowered.compile()
-            for lowered in (
-                train_task.lower(shared, streams, seeds, state, task),
-                evaluate.lower(shared, streams, weights, wanted),
-                init_weights.lower(seeds),
-                init.lower(seeds, weights),
-            )
-        ]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"method {config.method!r}: {error}") from error
-    train_fn, evaluate_fn, init_weights_fn, init_fn = compiled
-    return Program(
-        lambda: init_fn(seeds, init_weights_fn(seeds)),
-        train_fn,
-        evaluate_fn,
-        time.perf_counter() - start,
-    )
+    compiled = fn.lower(*args).compile()
+    return compiled, time.perf_counter() - start
 
 
 def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> list[Program]:
     """Compiles the programs of several methods side by side, ahead of time.
+
+    What does not depend on the method is compiled once.
 
     Args:
         configs: what to run, on one benchmark and the same seeds.
@@ -223,8 +190,53 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> list[Progr
     Raises:
         UserError: hyper-parameters that do not fit together.
     """
+    mesh, form, shared, streams, seeds = inputs
+    for config in configs:
+        check_memory(config, form.num_pixels)
+    by_seed = NamedSharding(mesh, PartitionSpec("seed"))
+
+    def form_of(fn, *args):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_seed),
+            jax.eval_shape(fn, *args),
+        )
+
+    methods = [make_train(config, form) for config in configs]
+    init_weights = jax.jit(over_seeds(methods[0].init_weights, mesh, "s"))
+    evaluate = jax.jit(over_seeds(methods[0].evaluate, mesh, "-ss-"))
+    weights = form_of(init_weights, seeds)
+    wanted = jnp.ones(configs[0].benchmark.num_tasks, bool)
+
+    def compile_method(fns):
+        init = jax.jit(over_seeds(fns.init, mesh, "ss"))
+        train = jax.jit(over_seeds(fns.train_task, mesh, "-sss-"), donate_argnums=3)
+        state = form_of(init, seeds, weights)
+        init, init_s = _compile(init, seeds, weights)
+        train, train_s = _compile(train, shared, streams, seeds, state, jnp.int32(0))
+        return init, train, init_s + train_s
+
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda config: _compile(config, inputs), configs))
+        own = [pool.submit(compile_method, fns) for fns in methods]
+        common = [
+            pool.submit(_compile, init_weights, seeds),
+            pool.submit(_compile, evaluate, shared, streams, weights, wanted),
+        ]
+    (make_weights, weights_s), (evaluate, evaluate_s) = (f.result() for f in common)
+    programs = []
+    for config, future in zip(configs, own, strict=True):
+        try:
+            init, train, compile_s = future.result()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"method {config.method!r}: {error}") from error
+        programs.append(
+            Program(
+                lambda init=init: init(seeds, make_weights(seeds)),
+                train,
+                evaluate,
+                compile_s + weights_s + evaluate_s,
+            )
+        )
+    return programs
 
 
 def wanted_tasks(benchmark: benchmarks.Benchmark, task: int) -> np.ndarray:
