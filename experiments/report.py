@@ -19,6 +19,8 @@ from experiments.run_folder import METRICS, NothingToReportError, Run, RunFolder
 # What may differ between runs without making one a variant of the other.
 _NOT_SETTINGS = {"format_version", "benchmark", "method", "seeds", "description"}
 _AUTHORS = "authors' "
+# Narrower terminals break the lines; squeezed, the table would lose its methods.
+_TABLE_WIDTH = 80
 _HEADINGS = ("RA", "BTI", "LA", "FWT")
 
 
@@ -246,7 +248,8 @@ def _show(rows: Sequence[Row], skipped: Sequence[str], console: Console) -> None
     """Prints a table per benchmark that fits 80 columns without cutting a number."""
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
         table = Table(title=benchmark, box=None, pad_edge=False, collapse_padding=True)
-        table.add_column("method", min_width=10, overflow="fold")
+        table.width = _TABLE_WIDTH if console.width < _TABLE_WIDTH else None
+        table.add_column("method", overflow="fold")
         headings = ("RA %", *_HEADINGS[1:], "n", "authors'\nRA / BTI", "CPU s")
         for name in headings:
             table.add_column(name, justify="right", no_wrap=True)
@@ -259,7 +262,7 @@ def _show(rows: Sequence[Row], skipped: Sequence[str], console: Console) -> None
             count = f"{row.num_used}" + (f"/{total}" if row.num_used < total else "")
             cells = [*map(str, row.spreads), count, text.replace("nan", "n/a"), cpu]
             table.add_row(escape(row.label), *cells)
-        console.print(table)
+        console.print(table, crop=False)
         for row in part:
             if _remark(row):
                 console.print(f"[yellow]{escape(row.label)}: {_remark(row)}[/]")

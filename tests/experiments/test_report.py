@@ -174,6 +174,13 @@ class TestTable:
         with pytest.raises(run_folder.RunFolderError, match="cannot be written"):
             make(tmp_path, write_run(tmp_path / "er"))
 
+    def test_a_narrow_terminal_still_names_the_method(self, tmp_path):
+        console = Console(file=io.StringIO(), width=50)
+        folder = write_run(tmp_path / "metabgd", "metabgd")
+        report.make_report([folder], tmp_path / "out", console=console)
+        assert "Meta-BGD" in console.file.getvalue()
+        assert "…" not in console.file.getvalue()
+
     def test_no_number_is_cut_at_80_columns(self, tmp_path):
         same = {
             "benchmark": "mnist-rotations",
