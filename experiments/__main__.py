@@ -222,10 +222,10 @@ def run(
             diverged[config.method] = lost
     from experiments import report as reporting
 
+    for name, lost in diverged.items():
+        _fail(f"{name}: seeds {lost} diverged; their accuracies are left out")
     reporting.make_report(folders, out / "report", console=console)
     if diverged:
-        told = "; ".join(f"{name}: seeds {lost}" for name, lost in diverged.items())
-        _fail(f"{told} diverged; their accuracies are left out")
         raise typer.Exit(1)
 
 

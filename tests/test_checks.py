@@ -263,7 +263,7 @@ MISTAKES = {
         "scalar",
     ),
     "shape of losses": (
-        lambda: adapt(loss=lambda w, b: w["w"] + b),
+        lambda: adapt(loss=lambda w, b: b),
         ValueError,
         "loss_fn: expected losses of shape (2,), one per example, or a scalar, "
         "received (2, 3)",

@@ -156,6 +156,15 @@ def test_no_altered_byte_of_the_arrays_changes_them_unnoticed(folder):
             np.testing.assert_array_equal(run.initial_accuracy, INITIAL)
 
 
+def test_a_shape_altered_to_a_smaller_one_is_found(tmp_path):
+    more = arrays(info_loss=np.zeros((2, 70000)))
+    folder = write_run(tmp_path / "er", CONFIG, more)
+    path = folder / "arrays.npz"
+    assert path.read_bytes().count(b"(2, 70000)") == 1
+    path.write_bytes(path.read_bytes().replace(b"(2, 70000)", b"(2, 30000)"))
+    refuses(folder, "arrays.npz", "info_loss")
+
+
 def test_pickled_arrays_are_never_loaded(folder):
     np.savez(folder / "arrays.npz", **arrays(accuracy=np.array([{}], object)))
     refuses(folder, "arrays.npz", "allow_pickle=False")
@@ -254,6 +263,11 @@ def lost(*indices):
 def test_a_diverged_seed_has_no_result_and_the_other_has(tmp_path):
     run = run_folder.read(write_run(tmp_path / "er", CONFIG, *lost(0)))
     assert run_folder.has_result(run).tolist() == [False, True]
+
+
+def test_a_seed_listed_as_diverged_never_counts(folder):
+    edit(folder, "summary.json", diverged_seeds=[5])
+    assert run_folder.has_result(run_folder.read(folder)).tolist() == [True, False]
 
 
 def test_a_run_whose_seeds_all_diverged_has_nothing_to_report(tmp_path):
