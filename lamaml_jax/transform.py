@@ -91,7 +91,7 @@ def _make_info(meta_loss, meta_info, grads, rates) -> LamamlInfo:
         step_size_min=jnp.min(jnp.stack([jnp.min(leaf) for leaf in leaves])),
         step_size_max=jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves])),
         frozen_fraction=jnp.sum(
-            jnp.stack([jnp.mean(leaf <= 0) * leaf.size for leaf in leaves])
+            jnp.stack([jnp.sum(_float_info(leaf <= 0)) for leaf in leaves])
         )
         / count,
         all_finite=jnp.isfinite(meta_loss)

@@ -270,6 +270,13 @@ def test_a_seed_listed_as_diverged_never_counts(folder):
     assert run_folder.has_result(run_folder.read(folder)).tolist() == [True, False]
 
 
+def test_a_seed_without_all_accuracies_never_counts(tmp_path):
+    run_arrays, run_summary = lost(0)
+    run_summary["diverged_seeds"] = []
+    run = run_folder.read(write_run(tmp_path / "er", CONFIG, run_arrays, run_summary))
+    assert run_folder.has_result(run).tolist() == [False, True]
+
+
 def test_a_run_whose_seeds_all_diverged_has_nothing_to_report(tmp_path):
     folder = write_run(tmp_path / "er", CONFIG, *lost(0, 1))
     refuses(folder, "arrays.npz", "diverged", NothingToReportError)
