@@ -102,6 +102,15 @@ def run(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds, run side by side.")] = 5,
     first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    stream_seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Decides the tasks' angles or permutations for all seeds, as in the "
+            "authors' protocol [default: each seed has its own]",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -195,7 +204,11 @@ def run(
         )
     configs = [
         train.RunConfig(
-            chosen, name, tuple(range(first_seed, first_seed + seeds)), hyper
+            chosen,
+            name,
+            tuple(range(first_seed, first_seed + seeds)),
+            hyper,
+            stream_seed,
         )
         for name, hyper in zip(
             names, presets.resolve(benchmark, names, overrides), strict=True
@@ -207,7 +220,7 @@ def run(
     out = out or Path("runs") / benchmark
     folders = _new_folders(out, names, overwrite)
     start_jax(devices, compile_cache)
-    data = benchmarks.load(chosen, configs[0].seeds, data_dir)
+    data = benchmarks.load(chosen, configs[0].seeds, data_dir, stream_seed)
     console.print(
         f"[bold]{benchmark}[/]: {chosen.num_tasks} tasks x {chosen.rows_per_task} "
         f"rows, seeds {first_seed} to {first_seed + seeds - 1}; results in {out}"

@@ -111,7 +111,10 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def load(
-    benchmark: Benchmark, seeds: Sequence[int], data_dir: Path | None = None
+    benchmark: Benchmark,
+    seeds: Sequence[int],
+    data_dir: Path | None = None,
+    stream_seed: int | None = None,
 ) -> BenchmarkData:
     """Loads the source and draws one stream per seed.
 
@@ -120,6 +123,8 @@ def load(
         seeds: S seeds; seed s alone decides rows, order and transformations of its
             stream.
         data_dir: folder of the prepared data sets.
+        stream_seed: decides the transformations of all seeds, if given; rows and their
+            order still follow each seed.
 
     Returns:
         Arrays on the host.
@@ -142,6 +147,7 @@ def load(
                 num_tasks=benchmark.num_tasks,
                 rows_per_task=benchmark.rows_per_task,
                 image_shape=source.train_images.shape[1:],
+                map_seed=stream_seed,
             )
             for seed in seeds
         ]

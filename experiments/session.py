@@ -66,6 +66,7 @@ def config_record(config: train.RunConfig) -> dict[str, Any]:
         "benchmark": name,
         "method": config.method,
         "seeds": list(config.seeds),
+        "stream_seed": config.stream_seed,
         **benchmark,
         **{key: value for key, value in hyper.items() if value is not None},
     }

@@ -28,6 +28,8 @@ class RunConfig:
     method: str
     seeds: tuple[int, ...]
     hyper: presets.Hyperparameters
+    stream_seed: int | None = None
+    """Decides the transformations of every seed's stream; None: each seed its own."""
 
 
 class DataForm(NamedTuple):

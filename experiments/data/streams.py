@@ -56,9 +56,14 @@ def _check_sizes(num_rows_available: int, num_tasks: int, rows_per_task: int) ->
         )
 
 
-def _generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
-    rows_seed, map_seed = np.random.SeedSequence(seed).spawn(2)
-    return np.random.default_rng(rows_seed), np.random.default_rng(map_seed)
+def _generators(
+    seed: int, map_seed: int | None
+) -> tuple[np.random.Generator, np.random.Generator]:
+    """Independent generators of rows and of pixel maps."""
+    rows, maps = np.random.SeedSequence(seed).spawn(2)
+    if map_seed is not None:
+        _, maps = np.random.SeedSequence(map_seed).spawn(2)
+    return np.random.default_rng(rows), np.random.default_rng(maps)
 
 
 def _draw_rows(
@@ -99,6 +104,7 @@ def rotation_stream(
     rows_per_task: int,
     image_shape: tuple[int, int],
     max_angle: float = 180.0,
+    map_seed: int | None = None,
 ) -> Stream:
     """Tasks that turn the images by growing angles.
 
@@ -112,6 +118,7 @@ def rotation_stream(
         rows_per_task: R, drawn without replacement for each task.
         image_shape: height and width in pixels.
         max_angle: degrees.
+        map_seed: decides the angles instead of ``seed``, if given.
 
     Returns:
         The stream.
@@ -120,7 +127,7 @@ def rotation_stream(
         ValueError: a size is below 1 or above what is available.
     """
     _check_sizes(num_rows_available, num_tasks, rows_per_task)
-    row_generator, map_generator = _generators(seed)
+    row_generator, map_generator = _generators(seed, map_seed)
     angles = (np.arange(num_tasks) + map_generator.random(num_tasks)) * (
         max_angle / num_tasks
     )
@@ -137,6 +144,7 @@ def permutation_stream(
     num_tasks: int,
     rows_per_task: int,
     image_shape: tuple[int, int],
+    map_seed: int | None = None,
 ) -> Stream:
     """Tasks that permute the pixels, each with a permutation of its own.
 
@@ -146,6 +154,7 @@ def permutation_stream(
         num_tasks: T.
         rows_per_task: R, drawn without replacement for each task.
         image_shape: height and width in pixels.
+        map_seed: decides the permutations instead of ``seed``, if given.
 
     Returns:
         The stream.
@@ -154,7 +163,7 @@ def permutation_stream(
         ValueError: a size is below 1 or above what is available.
     """
     _check_sizes(num_rows_available, num_tasks, rows_per_task)
-    row_generator, map_generator = _generators(seed)
+    row_generator, map_generator = _generators(seed, map_seed)
     size = math.prod(image_shape)
     maps = [map_generator.permutation(size) for _ in range(num_tasks)]
     return Stream(

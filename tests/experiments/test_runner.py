@@ -156,6 +156,15 @@ def test_streams_differ_between_seeds():
     assert not np.array_equal(data.pixel_maps[0], data.pixel_maps[1])
 
 
+def test_stream_seed_gives_all_seeds_the_same_transformations():
+    config = tiny()
+    data = benchmarks.load(config.benchmark, config.seeds, stream_seed=2)
+    own = benchmarks.load(config.benchmark, config.seeds)
+    for pixel_map in data.pixel_maps:
+        np.testing.assert_array_equal(pixel_map, own.pixel_maps[2])
+    np.testing.assert_array_equal(data.rows, own.rows)
+
+
 def test_more_rows_than_there_are_is_an_error():
     benchmark = dataclasses.replace(tiny().benchmark, rows_per_task=10_000)
     with pytest.raises(

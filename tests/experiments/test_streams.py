@@ -68,6 +68,14 @@ def test_seed_decides_everything(make):
     assert not np.array_equal(first.pixel_map, other.pixel_map)
 
 
+@pytest.mark.parametrize("make", MAKERS)
+def test_map_seed_decides_the_maps_and_leaves_the_rows(make):
+    own, given = make(5, **SIZES), make(5, map_seed=6, **SIZES)
+    np.testing.assert_array_equal(given.rows, own.rows)
+    np.testing.assert_array_equal(given.pixel_map, make(6, **SIZES).pixel_map)
+    assert not np.array_equal(given.pixel_map, own.pixel_map)
+
+
 def test_streams_are_the_ones_the_results_were_made_with():
     rotation = streams.rotation_stream(0, **SIZES)
     permutation = streams.permutation_stream(0, **SIZES)
