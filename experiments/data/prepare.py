@@ -42,11 +42,11 @@ def _read_idx(path: Path) -> np.ndarray:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
-        (magic,) = struct.unpack_from(">i", data)
+        (magic,) = struct.unpack_from(">I", data)
         if magic not in (_IMAGES_MAGIC, _LABELS_MAGIC):
             raise ValueError(f"magic number {magic} is not that of images or labels")
         rank = magic % 256
-        shape = struct.unpack_from(f">{rank}i", data, 4)
+        shape = struct.unpack_from(f">{rank}I", data, 4)
         content = np.frombuffer(data, np.uint8, offset=4 + 4 * rank)
         return content.reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
@@ -127,7 +127,11 @@ def _builder_class(
 def _downloaded(url: str, dl_manager: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     splits = {}
     for split, stems in _STEMS.items():
-        paths = [dl_manager.download(url + _archive_names(stem)[0]) for stem in stems]
+        urls = [url + _archive_names(stem)[0] for stem in stems]
+        try:
+            paths = [dl_manager.download(each) for each in urls]
+        except Exception as error:  # of no common type: network, checksum, disk
+            raise DataError(f"{', '.join(urls)} cannot be fetched: {error}") from error
         images, labels = (_read_idx(Path(path)) for path in paths)
         _checked(images, labels, f"{url}, {split}")
         splits[split] = (images, labels)

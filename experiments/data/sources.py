@@ -18,6 +18,7 @@ import numpy as np
 from experiments.errors import UserError
 
 _TFDS_VERSIONS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1"}
+_IMAGE_SHAPE = (28, 28)
 _BLOCK = 1024
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _NUM_TEST_DIGITS = 360
@@ -87,10 +88,23 @@ def _broken(name: str, folder: Path, what: str) -> DataError:
     )
 
 
+def _stored_otherwise(name: str, folder: Path, stored: str) -> DataError:
+    """Words the case of a sound data set that other programs may be using."""
+    return DataError(
+        f"data set {name!r} in {folder} is stored as {stored}, which cannot be read "
+        "without TensorFlow. Leave it and prepare another: python -m experiments data "
+        f"prepare {name} --data-dir OTHER_FOLDER --from FOLDER_WITH_ARCHIVES (or "
+        "--download)"
+    )
+
+
 def _shards(name: str, folder: Path) -> dict[str, list[tuple[Path, int]]]:
     """Reads from ``dataset_info.json`` the shards of each split and their rows."""
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
+        stored = info.get("fileFormat", "array_record")
+        if stored != "array_record":
+            raise _stored_otherwise(name, folder, stored)
         shards = {}
         for split in info["splits"]:
             lengths = [int(length) for length in split["shardLengths"]]
@@ -102,7 +116,7 @@ def _shards(name: str, folder: Path) -> dict[str, list[tuple[Path, int]]]:
             shards[split["name"]] = list(zip(files, lengths, strict=True))
         if not {"train", "test"} <= shards.keys():
             raise KeyError("train and test splits")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(name, folder, f"dataset_info.json: {error!r}") from error
     return shards
 
@@ -202,8 +216,10 @@ def _read_cache(cache: Path, shards: dict[str, list[tuple[Path, int]]]):
         except (OSError, ValueError, EOFError):
             return None
         rows = sum(length for _, length in shards[key.split("_")[0]])
-        dtype = np.uint8 if key.endswith("images") else np.int32
-        if len(arrays[key]) != rows or arrays[key].dtype != dtype:
+        is_images = key.endswith("images")
+        shape = (rows, *_IMAGE_SHAPE) if is_images else (rows,)
+        dtype = np.uint8 if is_images else np.int32
+        if arrays[key].shape != shape or arrays[key].dtype != dtype:
             return None
     return arrays
 
@@ -213,9 +229,9 @@ def _write_cache(cache: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for key, array in arrays.items():
-            with tempfile.NamedTemporaryFile(dir=cache, delete=False) as file:
-                np.save(file, array)
-            os.replace(file.name, cache / f"{key}.npy")
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                np.save(Path(folder) / "array.npy", array)
+                os.replace(Path(folder) / "array.npy", cache / f"{key}.npy")
     except OSError as error:
         warnings.warn(
             f"decoded images cannot be kept in {cache}: {error}", stacklevel=2

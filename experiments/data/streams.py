@@ -30,7 +30,7 @@ def apply_pixel_map(images: Any, pixel_map: Any) -> Any:
         pixel_map: [D'] integers in [0, D]; D gives 0.
 
     Returns:
-        [N, D'] of the same kind and dtype.
+        [N, D'] of the dtype of ``images``; numpy where both arguments are, else jax.
 
     Raises:
         ValueError: ranks are wrong.
@@ -40,12 +40,23 @@ def apply_pixel_map(images: Any, pixel_map: Any) -> Any:
             "images, pixel_map: expected ranks 2 and 1, received "
             f"{images.ndim} and {pixel_map.ndim}"
         )
-    xp = np if isinstance(images, np.ndarray) else jnp
+    on_host = isinstance(images, np.ndarray) and isinstance(pixel_map, np.ndarray)
+    xp = np if on_host else jnp
     background = xp.zeros((images.shape[0], 1), images.dtype)
     return xp.concatenate([images, background], axis=1)[:, pixel_map]
 
 
-def _check_sizes(num_rows_available: int, num_tasks: int, rows_per_task: int) -> None:
+def _check_sizes(
+    num_rows_available: int,
+    num_tasks: int,
+    rows_per_task: int,
+    image_shape: tuple[int, int],
+) -> None:
+    if len(image_shape) != 2 or min(image_shape) < 1:
+        raise ValueError(
+            "image_shape: expected a height and a width of at least 1, received "
+            f"{tuple(image_shape)}"
+        )
     for name, size in (("num_tasks", num_tasks), ("rows_per_task", rows_per_task)):
         if size < 1:
             raise ValueError(f"{name}: expected at least 1, received {size}")
@@ -124,9 +135,10 @@ def rotation_stream(
         The stream.
 
     Raises:
-        ValueError: a size is below 1 or above what is available.
+        ValueError: a size is below 1 or above what is available, or ``image_shape`` is
+            not two of them.
     """
-    _check_sizes(num_rows_available, num_tasks, rows_per_task)
+    _check_sizes(num_rows_available, num_tasks, rows_per_task, image_shape)
     row_generator, map_generator = _generators(seed, map_seed)
     angles = (np.arange(num_tasks) + map_generator.random(num_tasks)) * (
         max_angle / num_tasks
@@ -160,9 +172,10 @@ def permutation_stream(
         The stream.
 
     Raises:
-        ValueError: a size is below 1 or above what is available.
+        ValueError: a size is below 1 or above what is available, or ``image_shape`` is
+            not two of them.
     """
-    _check_sizes(num_rows_available, num_tasks, rows_per_task)
+    _check_sizes(num_rows_available, num_tasks, rows_per_task, image_shape)
     row_generator, map_generator = _generators(seed, map_seed)
     size = math.prod(image_shape)
     maps = [map_generator.permutation(size) for _ in range(num_tasks)]

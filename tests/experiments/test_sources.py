@@ -104,7 +104,7 @@ def test_second_load_reads_the_cache(prepared, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first.train_images, again.train_images)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "other rows", "no array"])
+@pytest.mark.parametrize("damage", ["truncate", "other rows", "crop", "no array"])
 def test_damaged_cache_is_made_again(prepared, tmp_path, damage):
     first = sources.load_source("mnist", prepared, tmp_path)
     (file,) = tmp_path.rglob("train_images.npy")
@@ -112,6 +112,8 @@ def test_damaged_cache_is_made_again(prepared, tmp_path, damage):
         file.write_bytes(file.read_bytes()[:1000])
     elif damage == "other rows":
         np.save(file, first.train_images[:3])
+    elif damage == "crop":
+        np.save(file, first.train_images[:, :5, :5])
     else:
         file.write_bytes(b"nothing")
     again = sources.load_source("mnist", prepared, tmp_path)
@@ -172,6 +174,14 @@ def test_unreadable_info_is_found(copied, text):
     (copied / "mnist/3.0.1/dataset_info.json").write_text(text)
     with pytest.raises(DataError, match=r"dataset_info\.json"):
         sources.check_source("mnist", copied)
+
+
+def test_other_file_format_is_not_called_broken(copied):
+    file = copied / "mnist/3.0.1/dataset_info.json"
+    file.write_text(file.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(DataError, match=r"is stored as tfrecord.*Leave it") as error:
+        sources.check_source("mnist", copied)
+    assert "Remove" not in str(error.value)
 
 
 def test_swapped_shards_are_found(copied):

@@ -97,6 +97,14 @@ def test_pixel_map_works_inside_jit_and_fills_background_with_zero():
     np.testing.assert_array_equal(host, expected)
 
 
+def test_traced_map_rearranges_images_of_the_host():
+    images = random_images(2, (3,))
+    pixel_map = np.array([2, 3, 0], np.int32)
+    apply = jax.jit(lambda m: streams.apply_pixel_map(images, m))
+    expected = streams.apply_pixel_map(images, pixel_map)
+    np.testing.assert_array_equal(apply(pixel_map), expected)
+
+
 def test_pixel_map_checks_ranks():
     with pytest.raises(ValueError, match="expected ranks 2 and 1"):
         streams.apply_pixel_map(np.zeros((2, 2, 2)), np.zeros(4, int))
@@ -109,6 +117,9 @@ def test_pixel_map_checks_ranks():
         ({"rows_per_task": 51}, "at most the 50 .* received 51"),
         ({"rows_per_task": 0}, "rows_per_task: expected at least 1"),
         ({"num_tasks": -1}, "num_tasks: expected at least 1"),
+        ({"image_shape": (0, 28)}, "image_shape: expected a height and a width"),
+        ({"image_shape": (-2, -3)}, "image_shape: expected a height and a width"),
+        ({"image_shape": (784,)}, "image_shape: expected a height and a width"),
     ],
 )
 def test_sizes_that_cannot_be_served_are_errors(make, change, message):
