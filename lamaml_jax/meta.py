@@ -26,10 +26,15 @@ class MetaInfo(NamedTuple):
 
 
 def _cosine(first: types.Params, second: types.Params) -> jax.Array:
+    """Cosine of the angle between two trees; 0 if one of them is zero."""
+    dtype = jnp.result_type(float)
+    first, second = (
+        jax.tree.map(lambda leaf: leaf.astype(dtype), tree) for tree in (first, second)
+    )
     product = jnp.asarray(optax.tree.vdot(first, second))
     norms = optax.tree.norm(first) * optax.tree.norm(second)
     safe = jnp.where(norms > 0, norms, jnp.ones_like(norms))
-    return jnp.where(norms > 0, product.astype(norms.dtype) / safe, 0)
+    return jnp.where(norms > 0, product / safe, 0)
 
 
 def _by_differentiation(objective, adapt_fn, query_loss):

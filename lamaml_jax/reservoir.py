@@ -53,7 +53,7 @@ def _uniform_subset(key: types.Key, size: int, num_stored: jax.Array) -> jax.Arr
     """
     start = jnp.maximum(num_stored - size, 0)
     limits = start + jnp.arange(size, dtype=jnp.int32)
-    draws = jax.random.randint(key, (size,), 0, limits + 1)
+    draws = jax.random.randint(key, (size,), 0, limits + 1, jnp.int32)
 
     def choose(i, chosen):
         taken = jnp.any((chosen == draws[i]) & (jnp.arange(size) < i))
@@ -137,7 +137,7 @@ def make_reservoir(
         checks.check_key("key", key)
         mask = row_mask(rows, mask)
         nth = jnp.maximum(positions(state.num_seen, mask), 1)
-        draws = jax.random.randint(key, mask.shape, 0, nth + extra)
+        draws = jax.random.randint(key, mask.shape, 0, nth + extra, jnp.int32)
         return insert(state, rows, draws, mask)
 
     def sample(key, state, size):
@@ -145,10 +145,12 @@ def make_reservoir(
         size = checks.check_count("size", size)
         num_stored = jnp.minimum(state.num_seen, capacity)
         if replace:
-            rows = jax.random.randint(key, (size,), 0, jnp.maximum(num_stored, 1))
+            rows = jax.random.randint(
+                key, (size,), 0, jnp.maximum(num_stored, 1), jnp.int32
+            )
         else:
             rows = _uniform_subset(key, size, num_stored)
-        mask = jnp.arange(size) < num_stored
+        mask = jnp.arange(size, dtype=jnp.int32) < num_stored
         return jax.tree.map(lambda kept: kept[rows], state.rows), mask
 
     return Reservoir(init, add, insert, sample)

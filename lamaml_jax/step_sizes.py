@@ -36,11 +36,14 @@ def _initial_step_sizes(init: Any, params: types.Params) -> types.Params:
     else:
         init = _without_hidden("init", init, params)
     checks.check_step_size_init("init", init, params)
-    return jax.tree.map(
-        lambda p, value: jnp.broadcast_to(jnp.asarray(value, p.dtype), p.shape),
-        params,
-        init,
-    )
+
+    def fill(leaf, value):
+        # Both branches are the value. The choice ties it to the parameter, so that
+        # under shard_map step sizes vary over the same mesh axes as their weights;
+        # otherwise their gradient would be summed over the devices.
+        return jnp.where(leaf == leaf, *[jnp.asarray(value, leaf.dtype)] * 2)
+
+    return jax.tree.map(fill, params, init)
 
 
 def scale_by_step_sizes(
