@@ -110,7 +110,9 @@ def make_reservoir(
 
     def positions(num_seen, mask):
         room = _MAX_SEEN - num_seen
-        return num_seen + jnp.minimum(jnp.cumsum(mask, dtype=jnp.int32), room)
+        # Not jnp.cumsum: on a constant mask its reduce-window crashes XLA's simplifier.
+        count = jax.lax.associative_scan(jnp.add, mask.astype(jnp.int32))
+        return num_seen + jnp.minimum(count, room)
 
     def row_mask(rows, mask):
         num_rows = checks.check_like_example("rows", rows, example)

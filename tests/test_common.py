@@ -511,15 +511,7 @@ def test_injected_sizes_must_be_static_and_the_error_says_so(missing):
         tx.init(make_weights())
 
 
-@pytest.mark.parametrize("constructor", [lm.lamaml])
-def test_injected_learning_rate_of_a_variant_changes_without_a_retrace(constructor):
-    tx = optax.inject_hyperparams(constructor, static_args=("loss_fn", "inner_steps"))(
-        loss_fn, step_size_learning_rate=0.25, inner_steps=K
-    )
-    check_step_size_learning_rate(tx, constructor)
-
-
-@pytest.mark.parametrize("constructor", [lm.sync_lamaml])
+@pytest.mark.parametrize("constructor", [lm.lamaml, lm.sync_lamaml])
 def test_learning_rate_injected_by_a_closure_changes_without_a_retrace(constructor):
     def make(step_size_learning_rate):
         return constructor(
