@@ -361,9 +361,9 @@ def reservoir_functions(capacity, shape, dtype):
     def add(state, rows, mask, draws):
         asked = []
 
-        def randint(key, shape, minval, maxval):
+        def randint(key, shape, minval, maxval, dtype):
             del key
-            assert shape == draws.shape
+            assert shape == draws.shape and dtype == jnp.int32
             asked.append((minval, maxval))
             return draws
 
