@@ -32,6 +32,9 @@ class Reservoir(NamedTuple):
     """``insert(state, rows, draws, mask=None) -> state``: ``add`` with given draws."""
     sample: Callable[..., tuple[types.Batch, jax.Array]]
     """``sample(key, state, size) -> rows [size, ...], mask [size]``."""
+    sample_and_add: Callable[..., tuple[types.Batch, jax.Array, ReservoirState]]
+    """``sample_and_add(sample_key, add_key, state, size, rows, mask=None) -> rows
+    [size, ...], mask [size], state``: both on the old state, in place in a loop."""
 
 
 def _last_writer(slots: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
@@ -76,8 +79,10 @@ def make_reservoir(
     ``"exact"`` rule, so that each row so far is stored with probability C / n; from
     [0, n] under the ``"published"`` rule of the authors' code, C / (n + 1).
 
-    The cost of ``add`` and ``sample`` does not depend on the capacity: inside a jitted
-    scan, or with the state donated, rows are written in place.
+    No cost depends on the capacity: inside a jitted scan, or with the state donated,
+    rows are written in place. To replay old rows and then store the new ones, use
+    ``sample_and_add``: after ``sample``, a compiler that cannot see that the read comes
+    first lets ``add`` write to a copy of the whole reservoir.
 
     Args:
         capacity: C, number of rows kept, at least 1.
@@ -93,7 +98,8 @@ def make_reservoir(
         ``insert`` does the same with the slots drawn by the caller (``draws`` [B],
         used only by rows that find the reservoir full). ``sample(key, state, size)``
         returns rows and their mask: min(size, stored) of them are valid, valid ones
-        first, none while it is empty.
+        first, none while it is empty. ``sample_and_add(sample_key, add_key, state,
+        size, rows, mask)`` equals ``sample`` followed by ``add`` to the same state.
 
     Raises:
         ValueError: capacity < 1, an unknown rule, rows that do not fit the example.
@@ -121,38 +127,69 @@ def make_reservoir(
         checks.check_mask("mask", mask, (num_rows,))
         return mask
 
+    def add_draws(key, num_seen, mask):
+        nth = jnp.maximum(positions(num_seen, mask), 1)
+        return jax.random.randint(key, mask.shape, 0, nth + extra, jnp.int32)
+
+    def sample_slots(key, num_seen, size):
+        num_stored = jnp.minimum(num_seen, capacity)
+        mask = jnp.arange(size, dtype=jnp.int32) < num_stored
+        if not replace:
+            return _uniform_subset(key, size, num_stored), mask
+        limit = jnp.maximum(num_stored, 1)
+        return jax.random.randint(key, (size,), 0, limit, jnp.int32), mask
+
+    def insert_slots(num_seen, draws, mask):
+        nth = positions(num_seen, mask)
+        slots = jnp.where(nth <= capacity, nth - 1, draws.astype(jnp.int32))
+        slots = jnp.where(mask, jnp.minimum(slots, capacity), capacity)
+        return *_last_writer(slots, capacity), nth[-1]
+
+    def read(stored, slots):
+        return jax.tree.map(lambda kept: kept[slots], stored)
+
+    def write(stored, slots, rows):
+        return jax.tree.map(
+            lambda kept, new: kept.at[slots].set(new, mode="drop"), stored, rows
+        )
+
     def insert(state, rows, draws, mask=None):
         mask = row_mask(rows, mask)
         checks.check_draws("draws", draws, mask.shape[0])
-        nth = positions(state.num_seen, mask)
-        slots = jnp.where(nth <= capacity, nth - 1, draws.astype(jnp.int32))
-        slots = jnp.where(mask, jnp.minimum(slots, capacity), capacity)
-        order, slots = _last_writer(slots, capacity)
-        stored = jax.tree.map(
-            lambda kept, new: kept.at[slots].set(new[order], mode="drop"),
-            state.rows,
-            rows,
-        )
-        return ReservoirState(stored, nth[-1])
+        order, slots, num_seen = insert_slots(state.num_seen, draws, mask)
+        return ReservoirState(write(state.rows, slots, read(rows, order)), num_seen)
 
     def add(key, state, rows, mask=None):
         checks.check_key("key", key)
         mask = row_mask(rows, mask)
-        nth = jnp.maximum(positions(state.num_seen, mask), 1)
-        draws = jax.random.randint(key, mask.shape, 0, nth + extra, jnp.int32)
-        return insert(state, rows, draws, mask)
+        return insert(state, rows, add_draws(key, state.num_seen, mask), mask)
 
     def sample(key, state, size):
         checks.check_key("key", key)
         size = checks.check_count("size", size)
-        num_stored = jnp.minimum(state.num_seen, capacity)
-        if replace:
-            rows = jax.random.randint(
-                key, (size,), 0, jnp.maximum(num_stored, 1), jnp.int32
-            )
-        else:
-            rows = _uniform_subset(key, size, num_stored)
-        mask = jnp.arange(size, dtype=jnp.int32) < num_stored
-        return jax.tree.map(lambda kept: kept[rows], state.rows), mask
+        slots, mask = sample_slots(key, state.num_seen, size)
+        return read(state.rows, slots), mask
 
-    return Reservoir(init, add, insert, sample)
+    def sample_and_add(sample_key, add_key, state, size, rows, mask=None):
+        checks.check_key("sample_key", sample_key)
+        checks.check_key("add_key", add_key)
+        size = checks.check_count("size", size)
+        mask = row_mask(rows, mask)
+        draws = add_draws(add_key, state.num_seen, mask)
+        order, add_slots, num_seen = insert_slots(state.num_seen, draws, mask)
+        read_slots, sampled_mask = sample_slots(sample_key, state.num_seen, size)
+        new = read(rows, order)
+
+        # A write before each read is what XLA does in place, a read before a write it
+        # guards with a copy. So the first round writes nowhere and reads the sample,
+        # the second writes; what that one reads is dropped.
+        def write_and_read(stored, slots):
+            stored = write(stored, slots, new)
+            return stored, read(stored, read_slots)
+
+        rounds = jnp.stack([jnp.full_like(add_slots, capacity), add_slots])
+        stored, both = jax.lax.scan(write_and_read, state.rows, rounds)
+        sampled = jax.tree.map(lambda x: x[0], both)
+        return sampled, sampled_mask, ReservoirState(stored, num_seen)
+
+    return Reservoir(init, add, insert, sample, sample_and_add)

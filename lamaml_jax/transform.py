@@ -111,12 +111,10 @@ def _draw(
     )
     if reservoir is None:
         return _Data(support, batch, support_mask, batch_mask), memory
-    replayed, replay_mask = reservoir.sample(replay_key, memory, replay_size)
-    # What is written depends on what was read. Without that order the compiler may put
-    # the read behind the write, and then copies the whole reservoir at every step.
-    replayed, row_mask = jax.lax.optimization_barrier((replayed, row_mask))
+    replayed, replay_mask, memory = reservoir.sample_and_add(
+        replay_key, add_key, memory, replay_size, rows, row_mask & remember
+    )
     query, query_mask = batching.join_replay(replayed, replay_mask, batch, batch_mask)
-    memory = reservoir.add(add_key, memory, rows, row_mask & remember)
     return _Data(support, query, support_mask, query_mask), memory
 
 

@@ -55,6 +55,12 @@ def sample(key=KEY, size=1):
     return reservoir.sample(key, reservoir.init(), size)
 
 
+def sample_and_add(sample_key=KEY, add_key=KEY, size=1, rows=ROWS, mask=None):
+    reservoir = lm.make_reservoir(2, ROW)
+    state = reservoir.init()
+    return reservoir.sample_and_add(sample_key, add_key, state, size, rows, mask)
+
+
 def rule(init=0.5, step_size_tx=optax.sgd(0.1), **options):
     return lm.scale_by_step_sizes(init, step_size_tx, **options)
 
@@ -76,7 +82,7 @@ def transform_update(updates=W, params=W, *, options=None, **data):
 
 COUNTS = {
     "capacity": lambda n: lm.make_reservoir(n, ROW),
-    "size": lambda n: sample(size=n),
+    "size": lambda n: sample(size=n) and sample_and_add(size=n),
     "unroll": lambda n: adapt(unroll=n),
     "inner_steps": lambda n: transform(inner_steps=n),
     "replay_size": lambda n: transform(replay_size=n),
@@ -402,6 +408,21 @@ MISTAKES = {
         lambda: sample(key=0),
         TypeError,
         "key: expected a jax random key, received int 0",
+    ),
+    "key of a sample that is added to": (
+        lambda: sample_and_add(sample_key=0),
+        TypeError,
+        "sample_key: expected a jax random key, received int 0",
+    ),
+    "key of rows added after a sample": (
+        lambda: sample_and_add(add_key=TWO_KEYS),
+        ValueError,
+        "add_key: expected one key, received shape (2,)",
+    ),
+    "mask of rows added after a sample": (
+        lambda: sample_and_add(mask=jnp.ones(4)),
+        TypeError,
+        "mask: expected a boolean array, received float32",
     ),
     "an array as key": (
         lambda: sample(key=jnp.zeros(2)),

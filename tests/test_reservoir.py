@@ -3,7 +3,6 @@
 import collections
 import functools
 import itertools
-import re
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from hlo import copies_in_loops
 
 import lamaml_jax as lm
 from lamaml_jax.reservoir import _last_writer
@@ -236,6 +236,25 @@ def test_masked_rows_leave_no_trace(key, capacity):
     jax.tree.map(np.testing.assert_array_equal, same, full)
 
 
+@pytest.mark.parametrize("replace", [True, False])
+@pytest.mark.parametrize("num_stored", [0, 2, 30])
+def test_sample_and_add_equals_sample_then_add(replace, num_stored):
+    """The sample holds no row of the batch that is added, whatever it overwrites."""
+    reservoir = lm.make_reservoir(4, ROW, replace=replace)
+    keys = jax.random.split(jax.random.key(num_stored), 3)
+    state = reservoir.init()
+    if num_stored:
+        state = reservoir.add(keys[0], state, rows_of(range(num_stored)))
+    rows = rows_of(range(100, 150))
+    mask = jnp.arange(50) % 3 != 0
+    expected = reservoir.sample(keys[1], state, 6)
+    added = reservoir.add(keys[2], state, rows, mask)
+    assert (added.rows["id"] >= 100).any()
+    both = jax.jit(reservoir.sample_and_add, static_argnums=3)
+    received = both(keys[1], keys[2], state, 6, rows, mask)
+    jax.tree.map(np.testing.assert_array_equal, received, (*expected, added))
+
+
 @pytest.mark.parametrize("capacity", [9, 10])
 def test_a_stream_no_longer_than_the_capacity_is_kept_in_order(key, capacity):
     reservoir = lm.make_reservoir(capacity, NUMBER)
@@ -326,32 +345,6 @@ def test_scan_equals_a_loop_and_vmap_equals_single_runs():
 # In-place writes --------------------------------------------------------------------
 
 
-def copies_in_loops(hlo, capacity):
-    """Copies of [capacity, ...] buffers in the bodies of loops and what they call."""
-    bodies, name = {}, None
-    for line in hlo.splitlines():
-        header = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{", line)
-        if header:
-            name = header.group(1)
-            bodies[name] = []
-        elif name is not None:
-            bodies[name].append(line)
-    called = r"(?:body|calls|to_apply|branch_computations)=\{?([%\w.\-, ]+)"
-    todo = re.findall(r"body=%?([\w.\-]+)", hlo)
-    assert todo, "no while loop in the program"
-    seen = set()
-    while todo:
-        name = todo.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for line in bodies[name]:
-            for names in re.findall(called, line):
-                todo += [n for n in re.findall(r"[\w.\-]+", names) if n in bodies]
-    buffer = rf"\[{capacity}[,\]][^=]* copy(?:-start)?\("
-    return [ln for n in seen for ln in bodies[n] if re.search(buffer, ln)]
-
-
 CAPACITY = 20_000
 
 
@@ -395,9 +388,20 @@ def row_loss(weights, rows):
     return (rows["x"] @ weights["w"] - rows["id"].astype(jnp.float32)) ** 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="XLA's CPU backend copies rows read in this step"
-)
+@pytest.mark.parametrize("replace", [True, False])
+def test_scan_over_sample_and_add_writes_in_place(full_compile, replace):
+    def step(reservoir, state, inputs):
+        key, rows = inputs
+        old, mask, state = reservoir.sample_and_add(key, key, state, 10, rows)
+        return state, (old, mask, jnp.sum(old["x"]))
+
+    hlo = compiled_scan(
+        step, lm.make_reservoir(CAPACITY, ROW, replace=replace)
+    ).as_text()
+    assert f"[{CAPACITY}" in hlo
+    assert copies_in_loops(hlo, CAPACITY) == []
+
+
 @pytest.mark.parametrize("first_order", [True, False])
 def test_learner_over_a_stream_writes_in_place(full_compile, first_order):
     """The learner samples before it adds, so the read must not outlive the write."""

@@ -58,11 +58,17 @@ def _sgd_learner(
             mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
         replay_key, add_key = jax.random.split(key)
 
-        def glance(state, glance_key):
-            rows, row_mask = batch, mask
+        def glance(state, inputs):
+            glance_key, is_last = inputs
+            rows, row_mask, memory = batch, mask, None
             if reservoir is not None:
-                old, old_mask = reservoir.sample(
-                    glance_key, state.reservoir, hyper.replay_size
+                old, old_mask, memory = reservoir.sample_and_add(
+                    glance_key,
+                    add_key,
+                    state.reservoir,
+                    hyper.replay_size,
+                    batch,
+                    mask & remember & is_last,
                 )
                 rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, batch)
                 row_mask = jnp.concatenate([old_mask, mask])
@@ -70,14 +76,11 @@ def _sgd_learner(
             updates, opt_state = tx.update(grads, state.opt_state, state.weights)
             weights = optax.apply_updates(state.weights, updates)
             info = SgdInfo(loss, optax.tree.norm(grads))
-            return state._replace(weights=weights, opt_state=opt_state), info
+            return SgdState(weights, opt_state, memory), info
 
         keys = jax.random.split(replay_key, hyper.glances)
-        state, info = jax.lax.scan(glance, state, keys)
-        if reservoir is not None:
-            memory = reservoir.add(add_key, state.reservoir, batch, mask & remember)
-            state = state._replace(reservoir=memory)
-        return state, info
+        is_last = jnp.arange(hyper.glances) == hyper.glances - 1
+        return jax.lax.scan(glance, state, (keys, is_last))
 
     return lm.Learner(init, observe)
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hlo import copies_in_loops
 
 import lamaml_jax as lm
 from experiments import methods, presets
@@ -86,6 +87,20 @@ def test_er_offers_rows_once_and_only_if_remembered():
     chex.assert_trees_all_equal(
         jax.tree.map(lambda x: x[:10], kept.reservoir.rows), batch
     )
+
+
+@pytest.mark.parametrize("name", [n for n in methods.METHODS if n != "online"])
+def test_replay_writes_in_place(name):
+    """The cost of a batch must not grow with the capacity."""
+    capacity = 20_000
+    learner = methods.make_learner(name, PROBLEM, hyper_of(name, capacity=capacity))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(learner.init, key, weights())
+    batches = jax.eval_shape(lambda: stream(jax.random.key(0)))
+    run = jax.jit(lm.observe_stream, static_argnums=0, donate_argnums=2)
+    hlo = run.lower(learner, key, state, batches).compile().as_text()
+    assert f"[{capacity}" in hlo
+    assert copies_in_loops(hlo, capacity) == []
 
 
 def test_er_update_is_sgd_on_the_clipped_gradient_of_all_rows():
