@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -321,7 +322,7 @@ def no_space(*args):
 
 
 def test_a_full_disk_is_found_by_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder.os, "fsync", no_space)
+    monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(RunFolderError, match="No space left"):
         run_folder.check_new(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -329,7 +330,7 @@ def test_a_full_disk_is_found_by_writing(tmp_path, monkeypatch):
 
 def test_a_failed_write_keeps_the_file_of_before(folder, monkeypatch):
     before = (folder / "summary.json").read_bytes()
-    monkeypatch.setattr(run_folder.os, "fsync", no_space)
+    monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(RunFolderError, match="No space left"):
         run_folder.write_file(folder / "summary.json", b"half")
     assert (folder / "summary.json").read_bytes() == before

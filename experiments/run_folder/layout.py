@@ -1,0 +1,21 @@
+"""Names of the files of a run, and its errors."""
+
+from experiments.errors import UserError
+
+FORMAT_VERSION = 1
+METRICS = (
+    "retained_accuracy",
+    "backward_transfer_interference",
+    "learning_accuracy",
+    "forward_transfer",
+)
+CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
+EVALUATIONS, ARRAYS = "evaluations.jsonl", "arrays.npz"
+
+
+class RunFolderError(UserError):
+    """A run folder cannot be written or read; names folder, file and remedy."""
+
+
+class NothingToReportError(RunFolderError):
+    """The run is sound as far as it goes, but has no result: unfinished or diverged."""

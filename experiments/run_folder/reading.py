@@ -1,0 +1,255 @@
+"""Reads runs and checks that their files are sound and agree."""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.run_folder import layout
+from experiments.run_folder.layout import (
+    FORMAT_VERSION,
+    METRICS,
+    NothingToReportError,
+    RunFolderError,
+)
+
+_AGAIN = "restore it from a copy, or run again with --overwrite"
+# Stored and recomputed figures are means of at most a few hundred float32 fractions.
+_TOLERANCE = 1e-5
+
+
+class Run(NamedTuple):
+    """A complete run."""
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    accuracy: np.ndarray
+    """[S, T, T] fractions: on task j after training on task i."""
+    initial_accuracy: np.ndarray
+    """[S, T] fractions, before any training."""
+    seeds: np.ndarray
+    """[S] integers."""
+    summary: dict[str, Any]
+    """As stored, except that the lists named in ``METRICS`` are arrays [S]."""
+    arrays: dict[str, np.ndarray]
+    """Everything in arrays.npz, the three above included."""
+
+
+def find(paths: Iterable[Path]) -> list[Path]:
+    """Returns the run folders among and below ``paths``, each once, in their order.
+
+    Raises:
+        RunFolderError: a path does not exist or has no run folder at or below it.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise RunFolderError(f"{path}: no such folder; check the path")
+        here = (path / layout.CONFIG).is_file()
+        inside = [path] if here else sorted(p.parent for p in path.rglob(layout.CONFIG))
+        if not inside:
+            raise RunFolderError(
+                f"{path}: no run folder here or below, none has a {layout.CONFIG}; "
+                "give the folder that `experiments run` wrote"
+            )
+        for folder in inside:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _bad(folder: Path, name: str, problem: str, remedy: str = _AGAIN) -> RunFolderError:
+    return RunFolderError(f"{folder}: {name} {problem}; {remedy}")
+
+
+def _read_bytes(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except FileNotFoundError as error:
+        raise _bad(folder, name, "is missing") from error
+    except OSError as error:
+        raise _bad(folder, name, f"cannot be read ({error.strerror})") from error
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_bytes(folder, name).decode())
+    except (ValueError, RecursionError) as error:
+        raise _bad(folder, name, f"is not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise _bad(folder, name, "is not a JSON object")
+    return value
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = _read_json(folder, layout.CONFIG)
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        raise _bad(
+            folder,
+            layout.CONFIG,
+            f"has format_version {version!r}, this program reads {FORMAT_VERSION}",
+            "use the program that wrote it, or run again",
+        )
+    for key in ("benchmark", "method"):
+        if not re.fullmatch(r"\w[\w.-]*", str(config.get(key))):
+            raise _bad(
+                folder, layout.CONFIG, f"has no valid {key}: {config.get(key)!r}"
+            )
+    seeds, num_tasks = config.get("seeds"), config.get("num_tasks")
+    if not (isinstance(seeds, list) and seeds and all(map(_whole, seeds))):
+        raise _bad(folder, layout.CONFIG, f"has no list of seeds: {seeds!r}")
+    if len(set(seeds)) < len(seeds):
+        raise _bad(folder, layout.CONFIG, f"names a seed twice: {seeds}")
+    if not (_whole(num_tasks) and num_tasks >= 1):
+        raise _bad(folder, layout.CONFIG, f"has no valid num_tasks: {num_tasks!r}")
+    return config
+
+
+def _read_arrays(folder: Path, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    data = io.BytesIO(_read_bytes(folder, layout.ARRAYS))
+    try:
+        with zipfile.ZipFile(data) as file:
+            damaged = file.testzip()  # numpy stops before a checksum it need not reach
+        if damaged:
+            raise zipfile.BadZipFile(f"checksum of {damaged}")
+        data.seek(0)
+        with np.load(data, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # damaged bytes end in errors of a dozen types
+        raise _bad(folder, layout.ARRAYS, f"is damaged ({error})") from error
+    count, tasks = len(config["seeds"]), config["num_tasks"]
+    shapes = {
+        "accuracy": (count, tasks, tasks),
+        "initial_accuracy": (count, tasks),
+        "seeds": (count,),
+    }
+    for name, shape in shapes.items():
+        if name not in arrays:
+            raise _bad(folder, layout.ARRAYS, f"has no array {name}")
+        array = arrays[name]
+        if array.shape != shape:
+            problem = f"{array.shape}, expected {shape} from {layout.CONFIG}"
+            raise _bad(folder, layout.ARRAYS, f"has {name} of shape {problem}")
+        kind = "iu" if name == "seeds" else "f"
+        if array.dtype.kind not in kind:
+            raise _bad(folder, layout.ARRAYS, f"has {name} of dtype {array.dtype}")
+        if kind == "f" and not (np.isnan(array) | ((array >= 0) & (array <= 1))).all():
+            raise _bad(folder, layout.ARRAYS, f"has {name} outside 0 to 1")
+    if arrays["seeds"].tolist() != config["seeds"]:
+        raise _bad(folder, layout.ARRAYS, f"has other seeds than {layout.CONFIG}")
+    return arrays
+
+
+def _recomputed(accuracy: np.ndarray, initial: np.ndarray) -> dict[str, np.ndarray]:
+    """Computes the figures named in ``METRICS`` from the matrices, [S] each."""
+    accuracy = accuracy.astype(np.float64)
+    last, learnt = accuracy[:, -1], np.diagonal(accuracy, axis1=1, axis2=2)
+    before = np.diagonal(accuracy, offset=1, axis1=1, axis2=2)
+    gain = (before - initial[:, 1:]).sum(axis=1) / max(before.shape[1], 1)
+    figures = (last.mean(axis=1), (last - learnt).mean(axis=1), learnt.mean(axis=1))
+    return dict(zip(METRICS, (*figures, gain), strict=True))
+
+
+def _read_summary(
+    folder: Path, config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    summary = _read_json(folder, layout.SUMMARY)
+    expected = _recomputed(arrays["accuracy"], arrays["initial_accuracy"])
+    for name, values in expected.items():
+        try:
+            stored = np.array(summary.get(name), np.float64)  # None becomes NaN
+        except (TypeError, ValueError) as error:
+            raise _bad(folder, layout.SUMMARY, f"has no list {name}") from error
+        if stored.shape != values.shape:
+            raise _bad(folder, layout.SUMMARY, f"has no {name} for each seed")
+        if not np.allclose(stored, values, rtol=0, atol=_TOLERANCE, equal_nan=True):
+            problem = f"gives {name} {stored}, but {layout.ARRAYS} gives {values}"
+            raise _bad(folder, layout.SUMMARY, problem)
+        summary[name] = stored
+    diverged, timing = summary.get("diverged_seeds"), summary.get("timing")
+    if not isinstance(diverged, list) or not all(
+        s in config["seeds"] for s in diverged
+    ):
+        raise _bad(folder, layout.SUMMARY, f"has no valid diverged_seeds: {diverged!r}")
+    if not isinstance(timing, dict):
+        raise _bad(folder, layout.SUMMARY, f"has no valid timing: {timing!r}")
+    return summary
+
+
+def _check_evaluations(
+    folder: Path, config: Mapping[str, Any], accuracy: np.ndarray
+) -> None:
+    """Holds the lines written along the way against the matrix written at the end."""
+    logged = np.full_like(accuracy, -1)
+    lines = _read_bytes(folder, layout.EVALUATIONS).splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            index = config["seeds"].index(record["seed"]), record["task"]
+            logged[index] = record["accuracy"]
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            problem = f"has no evaluation in line {number} ({error})"
+            raise _bad(folder, layout.EVALUATIONS, problem) from error
+    if not np.allclose(logged, accuracy, rtol=0, atol=_TOLERANCE, equal_nan=True):
+        raise _bad(
+            folder, layout.EVALUATIONS, f"lacks lines, or differs from {layout.ARRAYS}"
+        )
+
+
+def read(folder: Path) -> Run:
+    """Reads a complete run and checks that its files are sound and agree.
+
+    Args:
+        folder: one of ``find``.
+
+    Returns:
+        The run; entries of seeds that diverged are NaN.
+
+    Raises:
+        NothingToReportError: no summary.json yet, or no seed that has all accuracies.
+        RunFolderError: a file is missing, damaged, of another version or in conflict.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    if not (folder / layout.SUMMARY).exists():
+        raise NothingToReportError(
+            f"{folder}: incomplete, there is no {layout.SUMMARY}; let the run finish, "
+            "or run again with --overwrite"
+        )
+    environment = _read_json(folder, layout.ENVIRONMENT)
+    arrays = _read_arrays(folder, config)
+    summary = _read_summary(folder, config, arrays)
+    _check_evaluations(folder, config, arrays["accuracy"])
+    run = Run(
+        folder,
+        config,
+        environment,
+        arrays["accuracy"],
+        arrays["initial_accuracy"],
+        arrays["seeds"],
+        summary,
+        arrays,
+    )
+    if not has_result(run).any():
+        raise NothingToReportError(
+            f"{folder}: {layout.ARRAYS} has no seed with all accuracies, every one "
+            "diverged; run again with smaller learning rates or step sizes"
+        )
+    return run
+
+
+def has_result(run: Run) -> np.ndarray:
+    """Tells which seeds count, [S] booleans: not diverged and all figures known."""
+    diverged = np.isin(run.seeds, run.summary["diverged_seeds"])
+    known = [np.isfinite(run.summary[name]) for name in METRICS[:3]]
+    return ~diverged & np.logical_and.reduce(known)

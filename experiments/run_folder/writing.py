@@ -1,0 +1,162 @@
+"""Writes a run: whole files or nothing."""
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.run_folder import layout
+from experiments.run_folder.layout import RunFolderError
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a whole file or nothing: a reader never sees half of it.
+
+    Raises:
+        RunFolderError: it cannot be written; an earlier file of that name is kept.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        try:
+            with open(part, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"{path.parent}: {path.name} cannot be written "
+        f"({error.strerror or error}); free space there or give another --out"
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and its parents, if need be.
+
+    Raises:
+        RunFolderError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _plain(value: Any) -> Any:
+    """Turns a value into what strict JSON can hold; null for NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
+    text = json.dumps(_plain(value), indent=2, allow_nan=False)
+    write_file(folder / name, f"{text}\n".encode())
+
+
+def check_new(folder: Path) -> None:
+    """Makes ``folder`` if need be, and checks by writing that a run can go there.
+
+    Raises:
+        RunFolderError: it holds something already, or cannot be written to.
+    """
+    folder = Path(folder)
+    probe = folder / ".probe"
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunFolderError(
+                f"{folder}: already used; give another --out, or --overwrite to "
+                "replace the run in it"
+            )
+        make_folder(folder)
+        write_file(probe, b"written")
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(probe, error) from error
+
+
+def create(
+    folder: Path, config: Mapping[str, Any], environment: Mapping[str, Any]
+) -> None:
+    """Starts a run folder.
+
+    Args:
+        folder: a new or empty folder.
+        config: resolved configuration; ``format_version``, ``benchmark``, ``method``,
+            ``seeds`` and ``num_tasks`` at least.
+        environment: versions, device, command line, commit, starting time.
+
+    Raises:
+        RunFolderError: the folder is used or cannot be written to.
+    """
+    folder = Path(folder)
+    check_new(folder)
+    _write_json(folder, layout.CONFIG, config)
+    _write_json(folder, layout.ENVIRONMENT, environment)
+    write_file(folder / layout.EVALUATIONS, b"")
+
+
+def append_evaluation(folder: Path, record: Mapping[str, Any]) -> None:
+    """Adds one line to evaluations.jsonl, first dropping a line that was cut short.
+
+    Args:
+        folder: made by ``create``.
+        record: ``seed``, ``task`` and ``accuracy`` ([T] fractions or NaN) at least.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    path = Path(folder) / layout.EVALUATIONS
+    line = json.dumps(_plain(record), allow_nan=False) + "\n"
+    try:
+        with open(path, "a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line.encode())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def finish(
+    folder: Path, arrays: Mapping[str, np.ndarray], summary: Mapping[str, Any]
+) -> None:
+    """Writes the arrays and then the summary, which completes the run.
+
+    Args:
+        folder: made by ``create``.
+        arrays: ``accuracy`` [S, T, T], ``initial_accuracy`` [S, T], ``seeds`` [S] and
+            any others.
+        summary: the lists named in ``METRICS``, ``timing``, ``diverged_seeds``.
+
+    Raises:
+        RunFolderError: a file cannot be written.
+        TypeError: an array holds Python objects.
+    """
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise TypeError(f"arrays[{name!r}]: dtype {array.dtype} is not plain data")
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_file(Path(folder) / layout.ARRAYS, buffer.getvalue())
+    _write_json(Path(folder), layout.SUMMARY, summary)
