@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import figures, published, report, run_folder
+from experiments import figures, published, report, rows, run_folder, styles
 
 NAN = float("nan")
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"}
@@ -206,7 +206,7 @@ class TestVariants:
             write_run(tmp_path / f"run{i}", **config)
             for i, config in enumerate(configs)
         ]
-        return report.variant_labels([run_folder.read(f) for f in folders])
+        return rows.variant_labels([run_folder.read(f) for f in folders])
 
     def test_a_method_run_once_needs_no_label(self, tmp_path):
         assert self.labels(tmp_path, {"capacity": 1}) == [""]
@@ -232,7 +232,7 @@ class TestVariants:
     def test_folders_of_one_name_are_told_apart_by_path(self, tmp_path):
         folders = [write_run(tmp_path / name / "er") for name in "ab"]
         runs = [run_folder.read(folder) for folder in folders]
-        assert report.variant_labels(runs) == [str(folder) for folder in folders]
+        assert rows.variant_labels(runs) == [str(folder) for folder in folders]
 
     @pytest.mark.usefixtures("no_figures")
     def test_the_label_is_in_the_table(self, tmp_path):
@@ -361,11 +361,11 @@ class TestFigures:
             assert draw is figures.bars or {1, num_tasks} <= set(ticks)
 
     def test_fifteen_methods_look_different_and_keep_their_colour(self):
-        assert figures.STYLES.keys() == figures.NAMES.keys()
-        assert len(set(figures.STYLES.values())) == len(figures.STYLES) == 15
-        main = [figures.STYLES[m].color for m in ("lamaml", "cmaml", "sync", "er")]
+        assert styles.STYLES.keys() == styles.NAMES.keys()
+        assert len(set(styles.STYLES.values())) == len(styles.STYLES) == 15
+        main = [styles.STYLES[m].color for m in ("lamaml", "cmaml", "sync", "er")]
         assert main == ["#D55E00", "#0072B2", "#56B4E9", "#009E73"]
-        used = {style.color for style in figures.STYLES.values()}
+        used = {style.color for style in styles.STYLES.values()}
         assert used == OKABE_ITO | {"#000000", "#8C8C8C"}
 
     def test_the_same_runs_give_the_same_bytes(self, tmp_path, monkeypatch):

@@ -1,0 +1,150 @@
+"""Rows of a report: which runs stand together, and what tells them apart."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import published, run_folder, styles
+from experiments.figures import Entry
+from experiments.run_folder import METRICS, Run
+
+# What may differ between runs without making one a variant of the other.
+_NOT_SETTINGS = {"format_version", "benchmark", "method", "seeds", "description"}
+
+
+class Spread(NamedTuple):
+    """A quantity over the seeds that have a result."""
+
+    mean: float
+    sd: float
+    """Sample standard deviation (divided by n - 1); NaN for one seed."""
+
+    def __str__(self) -> str:
+        """Mean and sd to one decimal, n/a for what is not known."""
+        if np.isnan(self.mean):
+            return "n/a"
+        return f"{self.mean:z.1f} ± " + (
+            "n/a" if np.isnan(self.sd) else f"{self.sd:.1f}"
+        )
+
+
+class Row(NamedTuple):
+    """One run in a table; percent and percentage points."""
+
+    benchmark: str
+    label: str
+    run: Run
+    spreads: tuple[Spread, ...]
+    """In the order of ``METRICS``."""
+    num_used: int
+    """Seeds that have a result."""
+    cpu_s: float | None
+    """Processor time of training per seed, seconds."""
+    entry: Entry
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Returns mean and sample sd of at least one value; sd NaN for one value."""
+    array = np.asarray(values, np.float64)
+    sd = array.std(ddof=1) if array.size > 1 else np.nan
+    return Spread(float(array.mean()), float(sd))
+
+
+def _shown(key: str, config: dict[str, Any]) -> str:
+    name = key.replace("_", " ")
+    if key not in config:
+        return f"no {name}"
+    value = config[key]
+    return f"{name} {value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _seeds_text(seeds: Sequence[int]) -> str:
+    if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"seeds {seeds[0]}-{seeds[-1]}"
+    return f"seeds {' '.join(map(str, seeds))}"
+
+
+def variant_labels(runs: Sequence[Run]) -> list[str]:
+    """Tells runs of one method apart by the settings in which they differ.
+
+    Args:
+        runs: of one benchmark and method.
+
+    Returns:
+        Per run ``""`` if it is the only one, else such as ``"capacity 100"``; runs of
+        equal settings get what tells them apart: seeds, folder name or folder.
+    """
+    configs = [run.config for run in runs]
+    keys = [key for key in dict.fromkeys(k for c in configs for k in c)]
+    keys = [
+        key
+        for key in keys
+        if key not in _NOT_SETTINGS
+        and len({json.dumps(config.get(key, "absent")) for config in configs}) > 1
+    ]
+    labels = [", ".join(_shown(key, config) for key in keys) for config in configs]
+    extras = (
+        [_seeds_text(run.config["seeds"]) for run in runs],
+        [run.folder.name for run in runs],
+        [str(run.folder) for run in runs],
+    )
+    for extra in extras:
+        told: dict[str, set[str]] = {}
+        for label, more in zip(labels, extra, strict=True):
+            told.setdefault(label, set()).add(more)
+        labels = [
+            ", ".join(filter(None, (label, more))) if len(told[label]) > 1 else label
+            for label, more in zip(labels, extra, strict=True)
+        ]
+    return labels
+
+
+def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
+    used = run_folder.has_result(run)
+    method = run.config["method"]
+    name = styles.NAMES.get(method, method)
+    percent = [100 * run.summary[metric][used] for metric in METRICS]
+    label = f"{name} ({suffix})" if suffix else name
+    missing = "" if used.all() else f" [{used.sum()} of {used.size} seeds]"
+    entry = Entry(
+        label + missing,
+        method,
+        variant,
+        run.accuracy[used],
+        percent[0],
+        percent[1],
+        published.look_up(run.config),
+    )
+    cpu_s = run.summary["timing"].get("train_cpu_s_per_seed")
+    spreads = tuple(map(spread, percent))
+    return Row(benchmark, label, run, spreads, int(used.sum()), cpu_s, entry)
+
+
+def make_rows(runs: Sequence[Run]) -> list[Row]:
+    """Groups runs by benchmark and length, labels them, and sorts each group by RA.
+
+    Args:
+        runs: from ``run_folder.read``.
+
+    Returns:
+        One row per run; a benchmark run with several numbers of tasks becomes several
+        benchmarks, because their figures do not compare.
+    """
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        key = run.config["benchmark"], run.config["num_tasks"]
+        groups.setdefault(key, []).append(run)
+    rows = []
+    for (benchmark, num_tasks), group in sorted(groups.items()):
+        lengths = [key for key in groups if key[0] == benchmark]
+        title = f"{benchmark}-{num_tasks}-tasks" if len(lengths) > 1 else benchmark
+        methods = [run.config["method"] for run in group]
+        part = []
+        for method in dict.fromkeys(methods):
+            same = [run for run in group if run.config["method"] == method]
+            for variant, suffix in enumerate(variant_labels(same)):
+                part.append(_row(same[variant], title, variant, suffix))
+        rows += sorted(part, key=lambda row: -row.spreads[0].mean)
+    return rows

@@ -1,0 +1,119 @@
+"""The rows of a report as Markdown, as comma-separated values and on a terminal."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from experiments import published, run_folder
+from experiments.rows import Row
+
+_AUTHORS = "authors' "
+# Narrower terminals break the lines; squeezed, the table would lose its methods.
+_TABLE_WIDTH = 80
+_HEADINGS = ("RA", "BTI", "LA", "FWT")
+
+
+def _remark(row: Row) -> str:
+    """Names the seeds without a result."""
+    used = run_folder.has_result(row.run)
+    if used.all():
+        return ""
+    lost = ", ".join(map(str, row.run.seeds[~used]))
+    return f"seed {lost} diverged; mean over the other {row.num_used}"
+
+
+def _authors(row: Row, name: str) -> str:
+    """Gives the authors' figures with their source, percent."""
+    texts = []
+    for figure in row.entry.published:
+        value, count = getattr(figure, name), len(figure.retained_accuracy)
+        if np.isnan(value):
+            continue
+        if figure.source == published.AUTHORS_CODE:
+            texts.append(f"{value:.1f} (code, n = {count})")
+        else:
+            texts.append(f"{value:.2f} ({figure.source.removeprefix(_AUTHORS)})")
+    return ", ".join(texts)
+
+
+def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:
+    """Rounded figures beside the published ones, settings and remarks."""
+    head = ["benchmark", "method", "RA %", *_HEADINGS[1:], "seeds", "authors' RA %"]
+    head += ["authors' BTI", "capacity", "glances", "train CPU s per seed", "remark"]
+    lines = [head, ["---"] * 2 + ["---:"] * 5 + ["---"] * 2 + ["---:"] * 3 + ["---"]]
+    for row in rows:
+        config = row.run.config
+        settings = [str(config.get(key, "")) for key in ("capacity", "glances")]
+        cpu = "" if row.cpu_s is None else f"{row.cpu_s:.1f}"
+        others = [_authors(row, "ra"), _authors(row, "bti")]
+        cells = [row.benchmark, row.label, *map(str, row.spreads), str(row.num_used)]
+        lines.append([*cells, *others, *settings, cpu, _remark(row)])
+    text = "".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n"
+        for line in lines
+    )
+    text += (
+        "\nMean ± sample standard deviation over seeds. RA: accuracy over all tasks at "
+        "the end; BTI: its change since each task was learnt, divided by the number "
+        "of tasks; LA: accuracy right after learning; FWT: gain on a task before "
+        "learning it, over the untrained model. BTI and FWT in percentage points.\n"
+    )
+    return text + "".join(f"\nNot in the table: {reason}.\n" for reason in skipped)
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """Full precision, one column per quantity; empty where not known."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    short = [name.lower() for name in _HEADINGS]
+    head = [f"{name}_{part}" for name in short for part in ("mean", "sd")]
+    head = ["benchmark", "method", "label", *head, "num_seeds", "diverged_seeds"]
+    head += ["authors_ra", "authors_bti", "authors_source", "capacity", "glances"]
+    writer.writerow([*head, "train_cpu_s_per_seed", "folder"])
+
+    def known(value):
+        return "" if value is None or np.isnan(value) else repr(float(value))
+
+    for row in rows:
+        config, authors = row.run.config, row.entry.published[:1]
+        lost = row.run.seeds[~run_folder.has_result(row.run)]
+        cells = [row.benchmark, config["method"], row.label]
+        cells += [known(value) for pair in row.spreads for value in pair]
+        cells += [row.num_used, " ".join(map(str, lost))]
+        cells += [known(p.ra) for p in authors] or [""]
+        cells += [known(p.bti) for p in authors] or [""]
+        cells += [p.source for p in authors] or [""]
+        cells += [config.get("capacity", ""), config.get("glances", "")]
+        writer.writerow([*cells, known(row.cpu_s), str(row.run.folder)])
+    return buffer.getvalue()
+
+
+def show(rows: Sequence[Row], skipped: Sequence[str], console: Console) -> None:
+    """Prints a table per benchmark that fits 80 columns without cutting a number."""
+    for benchmark in dict.fromkeys(row.benchmark for row in rows):
+        table = Table(title=benchmark, box=None, pad_edge=False, collapse_padding=True)
+        table.width = _TABLE_WIDTH if console.width < _TABLE_WIDTH else None
+        table.add_column("method", overflow="fold")
+        headings = ("RA %", *_HEADINGS[1:], "n", "authors'\nRA / BTI", "CPU s")
+        for name in headings:
+            table.add_column(name, justify="right", no_wrap=True)
+        part = [row for row in rows if row.benchmark == benchmark]
+        for row in part:
+            pairs = [(p.ra, p.bti) for p in row.entry.published[:1]]
+            text = "".join(f"{ra:.1f} / {bti:.1f}" for ra, bti in pairs)
+            cpu = "" if row.cpu_s is None else f"{row.cpu_s:.1f}"
+            total = row.run.seeds.size
+            count = f"{row.num_used}" + (f"/{total}" if row.num_used < total else "")
+            cells = [*map(str, row.spreads), count, text.replace("nan", "n/a"), cpu]
+            table.add_row(escape(row.label), *cells)
+        console.print(table, crop=False)
+        for row in part:
+            if _remark(row):
+                console.print(f"[yellow]{escape(row.label)}: {_remark(row)}[/]")
+    for reason in skipped:
+        console.print(f"[yellow]not in the table: {escape(reason)}[/]", soft_wrap=True)
