@@ -226,10 +226,11 @@ def run(
         f"rows, seeds {first_seed} to {first_seed + seeds - 1}; results in {out}"
     )
     inputs = runner.place(data, configs[0].seeds, runner.seed_mesh(devices))
-    with console.status(f"compiling {', '.join(names)}"):
-        programs = runner.compile_programs(configs, inputs)
+    programs = runner.compile_programs(configs, inputs)
     diverged = {}
-    for config, program, folder in zip(configs, programs, folders, strict=True):
+    for config, folder in zip(configs, folders, strict=True):
+        with console.status(f"compiling {config.method}"):
+            program = next(programs)
         lost = session.run_method(config, program, inputs, folder, console)
         if lost:
             diverged[config.method] = lost
@@ -331,7 +332,7 @@ def bench(
 ) -> None:
     """Measure speed and memory of La-MAML against this machine's matmul rate."""
     from experiments import bench as benching
-    from experiments import benchmarks
+    from experiments import benchmarks, session
     from experiments.data import sources
 
     chosen = benchmarks.get_benchmark(benchmark)
@@ -347,6 +348,7 @@ def bench(
     record["reservoir"] = benching.measure_capacity(
         chosen, (200, 20_000), tasks=tasks, rounds=rounds, data_dir=data_dir
     )
+    record["environment"] = session.environment()
     benching.show(record, console)
     if json_file is not None:
         benching.write(record, json_file)

@@ -1,6 +1,7 @@
 """Compiles methods for all seeds and devices, and drives them task by task."""
 
 import concurrent.futures
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +121,8 @@ class Program(NamedTuple):
     train_task: Callable[..., Any]
     evaluate: Callable[..., Any]
     compile_s: float
-    """Wall time of tracing and compiling, other methods beside it, seconds."""
+    """Wall time of tracing and compiling, seconds; the first method's includes what
+    all methods share."""
 
 
 def chunked_test(
@@ -168,23 +170,18 @@ def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> I
     )
 
 
-def _compile(fn: Any, *args: Any) -> tuple[Any, float]:
-    """Compiles a jitted function; returns it and the seconds it took."""
-    start = time.perf_counter()
-    compiled = fn.lower(*args).compile()
-    return compiled, time.perf_counter() - start
+def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[Program]:
+    """Compiles the program of each method when it is asked for, ahead of its run.
 
-
-def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> list[Program]:
-    """Compiles the programs of several methods side by side, ahead of time.
-
-    What does not depend on the method is compiled once.
+    All are traced before the first is compiled, so that a mistake in any shows at
+    once. What does not depend on the method is compiled once, beside the first. Later
+    ones are not compiled beside a run, whose timings they would spoil.
 
     Args:
         configs: what to run, on one benchmark and the same seeds.
         inputs: from ``place``.
 
-    Returns:
+    Yields:
         One program per configuration.
 
     Raises:
@@ -202,41 +199,46 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> list[Progr
         )
 
     methods = [make_train(config, form) for config in configs]
+    start = time.perf_counter()
     init_weights = jax.jit(over_seeds(methods[0].init_weights, mesh, "s"))
     evaluate = jax.jit(over_seeds(methods[0].evaluate, mesh, "-ss-"))
     weights = form_of(init_weights, seeds)
     wanted = jnp.ones(configs[0].benchmark.num_tasks, bool)
+    common = [
+        init_weights.trace(seeds),
+        evaluate.trace(shared, streams, weights, wanted),
+    ]
 
-    def compile_method(fns):
+    def trace(fns):
         init = jax.jit(over_seeds(fns.init, mesh, "ss"))
         train = jax.jit(over_seeds(fns.train_task, mesh, "-sss-"), donate_argnums=3)
         state = form_of(init, seeds, weights)
-        init, init_s = _compile(init, seeds, weights)
-        train, train_s = _compile(train, shared, streams, seeds, state, jnp.int32(0))
-        return init, train, init_s + train_s
+        return (
+            train.trace(shared, streams, seeds, state, jnp.int32(0)),
+            init.trace(seeds, weights),
+        )
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        own = [pool.submit(compile_method, fns) for fns in methods]
-        common = [
-            pool.submit(_compile, init_weights, seeds),
-            pool.submit(_compile, evaluate, shared, streams, weights, wanted),
-        ]
-    (make_weights, weights_s), (evaluate, evaluate_s) = (f.result() for f in common)
-    programs = []
-    for config, future in zip(configs, own, strict=True):
+    traced = []
+    for config, fns in zip(configs, methods, strict=True):
         try:
-            init, train, compile_s = future.result()
+            traced.append(trace(fns))
         except (TypeError, ValueError) as error:
             raise UserError(f"method {config.method!r}: {error}") from error
-        programs.append(
-            Program(
-                lambda init=init: init(seeds, make_weights(seeds)),
-                train,
-                evaluate,
-                compile_s + weights_s + evaluate_s,
-            )
-        )
-    return programs
+    shared_programs: list[Any] = []
+    for own in traced:
+        todo = own if shared_programs else [*own, *common]
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            done = list(pool.map(lambda each: each.lower().compile(), todo))
+        train, init, *new = done
+        shared_programs = shared_programs or new
+        make_weights, evaluate = shared_programs
+        fresh_state = functools.partial(_start, init, make_weights, seeds)
+        yield Program(fresh_state, train, evaluate, time.perf_counter() - start)
+        start = time.perf_counter()
+
+
+def _start(init: Any, make_weights: Any, seeds: jax.Array) -> Any:
+    return init(seeds, make_weights(seeds))
 
 
 def wanted_tasks(benchmark: benchmarks.Benchmark, task: int) -> np.ndarray:
