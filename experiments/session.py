@@ -30,7 +30,7 @@ import lamaml_jax as lm
 from experiments import run_folder, runner, train
 
 FORMAT_VERSION = 1
-_PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "lamaml_jax")
+_PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
 def environment() -> dict[str, Any]:
@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "versions": {name: metadata.version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        | {"lamaml_jax": lm.__version__, "python": platform.python_version()},
         "device": devices[0].device_kind,
         "device_count": len(devices),
         "processor": platform.machine(),

@@ -36,7 +36,10 @@ def clip_meta_grads(
         checks.check_is_meta_params("updates", updates)
 
         def clip_half(grads):
-            norm = optax.tree.norm(grads)
+            # Not optax.tree.norm: before optax 0.2.8 its derivative at 0 was NaN.
+            squared = optax.tree.norm(grads, squared=True)
+            is_zero = squared == 0
+            norm = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared)))
             factor = jnp.minimum(1, max_norm / (norm + eps))
             return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
 
