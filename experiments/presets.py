@@ -19,6 +19,8 @@ class Hyperparameters:
     """Rows per incoming batch."""
     glances: int = 5
     """Updates per incoming batch."""
+    epochs: int = 1
+    """Passes over each task."""
     capacity: int | None = None
     """Rows of the reservoir."""
     replay_size: int | None = None
@@ -39,6 +41,38 @@ class Hyperparameters:
     """Whether inner gradients are held constant."""
     objective: str | None = None
     """Query losses that make the meta-loss: mean over the inner steps, or last."""
+    rectify: bool | None = None
+    """Whether inner steps use relu of the step sizes."""
+    inner_clip: float | None = None
+    """Bound on each element of an inner gradient."""
+    momentum: float | None = None
+    """VR-MCL: share of the running meta-gradient."""
+    memory_per_task: int | None = None
+    """GEM, A-GEM: rows kept of each task."""
+    margin: float | None = None
+    """GEM: least weight of a past task's gradient in a projection."""
+    penalty: float | None = None
+    """EWC: weight of the quadratic penalty."""
+    fisher_rows: int | None = None
+    """EWC: latest rows of a task on which its Fisher information is estimated."""
+    logit_weight: float | None = None
+    """DER++: weight of the distance to the stored logits (alpha)."""
+    label_weight: float | None = None
+    """DER++: weight of the replayed rows' cross-entropy (beta)."""
+    rounds: int | None = None
+    """MER: rounds per incoming row."""
+    within_rate: float | None = None
+    """MER: share of a round's movement that is kept (beta)."""
+    across_rate: float | None = None
+    """MER: share of all rounds' movement that is kept (gamma)."""
+    distillation_weight: float | None = None
+    """iCaRL: weight of the distillation of old heads."""
+    mc_samples: int | None = None
+    """Meta-BGD: Monte-Carlo draws per update."""
+    std_init: float | None = None
+    """Meta-BGD: initial standard deviation of every parameter."""
+    mean_learning_rate: float | None = None
+    """Meta-BGD: learning rate of the means (eta)."""
 
 
 _REPLAY = Hyperparameters(capacity=200, replay_size=10, acceptance="exact")

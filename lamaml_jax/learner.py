@@ -31,6 +31,9 @@ class Learner(NamedTuple):
     ``remember`` is False where the rows were offered to the memory before (later
     epochs). The key is consumed.
     """
+    end_task: Callable[..., Any] | None = None
+    """``end_task(key, state) -> state``, once after the last batch of a task; None for
+    learners that need not know where tasks end."""
 
 
 def lamaml_learner(

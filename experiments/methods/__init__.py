@@ -4,6 +4,7 @@ A new method is one function in a file of this folder and one line in ``METHODS`
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import lamaml_jax as lm
 from experiments.errors import UserError
@@ -11,12 +12,29 @@ from experiments.methods import lookahead, replay
 from experiments.methods.problem import Problem
 from experiments.presets import Hyperparameters
 
-METHODS: dict[str, Callable[[Problem, Hyperparameters], lm.Learner]] = {
-    "lamaml": lookahead.lamaml,
-    "sync": lookahead.sync,
-    "cmaml": lookahead.cmaml,
-    "er": replay.er,
-    "online": replay.online,
+
+class Method(NamedTuple):
+    """How a method is built, and what it asks of a benchmark."""
+
+    make: Callable[[Problem, Hyperparameters], lm.Learner]
+    needs_tasks: bool = False
+    """The learner reads task ids or ends of tasks."""
+    needs_own_classes: bool = False
+    """No class may belong to two tasks."""
+    mixes_tasks: bool = False
+    """It is shown the rows of all tasks mixed, an upper bound."""
+    make_scores: Callable[..., Callable[[Any, Any], Any]] | None = None
+    """``(problem, hyper) -> scores_fn`` with ``scores_fn(state, images [B, ...]) -> [B,
+    Y]``, for methods that do not predict with the logits; ``state`` is the learner's.
+    """
+
+
+METHODS: dict[str, Method] = {
+    "lamaml": Method(lookahead.lamaml),
+    "sync": Method(lookahead.sync),
+    "cmaml": Method(lookahead.cmaml),
+    "er": Method(replay.er),
+    "online": Method(replay.online),
 }
 
 
@@ -24,11 +42,23 @@ def make_learner(name: str, problem: Problem, hyper: Hyperparameters) -> lm.Lear
     """Builds the learner called ``name``.
 
     Raises:
-        UserError: there is none, or its hyper-parameters do not fit together.
+        UserError: there is none, its hyper-parameters do not fit together, or it needs
+            what the problem does not give.
     """
     check_method(name)
+    method = METHODS[name]
+    if method.needs_tasks and not problem.is_task_aware:
+        raise UserError(
+            f"method {name!r} needs task ids, which the task-agnostic setting does not "
+            "give; use --setting aware, or another method"
+        )
+    if method.needs_own_classes and problem.classes_per_task is None:
+        raise UserError(
+            f"method {name!r} needs tasks with classes of their own; here all tasks "
+            "share the same classes"
+        )
     try:
-        return METHODS[name](problem, hyper)
+        return method.make(problem, hyper)
     except (TypeError, ValueError) as error:
         raise UserError(f"method {name!r}: {error}") from error
 

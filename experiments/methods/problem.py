@@ -1,5 +1,6 @@
 """What a method needs to know of a benchmark."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,9 +9,27 @@ import lamaml_jax as lm
 
 
 class Problem(NamedTuple):
-    """A loss and the form of one row."""
+    """A loss, the network under it, and the form of one row."""
 
     loss_fn: lm.LossFn
-    """``(weights, batch) -> [B]`` in nats."""
+    """``(weights, batch) -> [B]`` in nats: cross-entropy over the outputs of each row's
+    own task where heads are masked, else over all outputs."""
     example: dict[str, jax.ShapeDtypeStruct]
-    """One row of a batch: ``image`` and ``label``."""
+    """One row of a batch: ``image``, ``label`` and, where the learner is told of tasks,
+    ``task`` (int32). Its absence is the task-agnostic setting."""
+    logits_fn: Callable[[lm.Params, jax.Array], jax.Array] | None = None
+    """``(weights, images [B, ...]) -> [B, Y]``, all outputs of the network."""
+    num_tasks: int = 1
+    """T."""
+    num_classes: int = 1
+    """Y, outputs of the network."""
+    classes_per_task: int | None = None
+    """Classes that belong to one task alone, task t owning those from ``t *
+    classes_per_task``; None where all tasks share their classes."""
+    head_fn: Callable[[lm.Params], lm.Params] | None = None
+    """``weights -> tree of bools``: True for the leaves of the last layer."""
+
+    @property
+    def is_task_aware(self) -> bool:
+        """Whether rows carry their task."""
+        return "task" in self.example
