@@ -28,6 +28,7 @@ console = Console()
 
 DEFAULT_BENCHMARK = "digits-rotations"
 DEFAULT_METHODS = ["lamaml", "cmaml", "er", "online"]
+_METHODS_PER_TABLE = 6
 
 
 class Acceptance(StrEnum):
@@ -42,6 +43,20 @@ class Objective(StrEnum):
 
     mean = "mean"
     last = "last"
+
+
+class Setting(StrEnum):
+    """Whether learners are told of tasks."""
+
+    aware = "aware"
+    agnostic = "agnostic"
+
+
+class Passes(StrEnum):
+    """Passes over each task, and whose presets."""
+
+    single = "single"
+    multi = "multi"
 
 
 DataDir = Annotated[
@@ -85,6 +100,12 @@ def _new_folders(out: Path, names: list[str], overwrite: bool) -> list[Path]:
     return folders
 
 
+def _run_name(benchmark: str, setting: Setting, passes: Passes) -> str:
+    other = [passes.value] if passes != Passes.single else []
+    other += [setting.value] if setting != Setting.aware else []
+    return "-".join([benchmark, *other])
+
+
 @app.command()
 def run(
     benchmark: Annotated[
@@ -111,10 +132,26 @@ def run(
             show_default=False,
         ),
     ] = None,
+    setting: Annotated[
+        Setting,
+        typer.Option(
+            help="Aware: learners are told task ids, and a benchmark whose tasks have "
+            "classes of their own has a head per task. Agnostic: one head over all "
+            "classes, and no task id or boundary reaches the learner.",
+        ),
+    ] = Setting.aware,
+    passes: Annotated[
+        Passes,
+        typer.Option(
+            help="Presets for one pass over each task (with glances) or for several."
+        ),
+    ] = Passes.single,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the results [default: runs/BENCHMARK]", show_default=False
+            help="Folder of the results [default: runs/BENCHMARK, with -PASSES or "
+            "-SETTING if they are not the default]",
+            show_default=False,
         ),
     ] = None,
     overwrite: Annotated[
@@ -135,11 +172,15 @@ def run(
         int | None, _hyper("Tasks of the stream (fewer is not the benchmark).")
     ] = None,
     rows_per_task: Annotated[int | None, _hyper("Training rows per task.")] = None,
+    classes_per_task: Annotated[
+        int | None, _hyper("Classes per task, where tasks have their own.")
+    ] = None,
     eval_every: Annotated[
         int | None, _hyper("Evaluate on all tasks after every this many.")
     ] = None,
     batch_size: Annotated[int | None, _hyper("Rows per incoming batch.")] = None,
     glances: Annotated[int | None, _hyper("Updates per incoming batch.")] = None,
+    epochs: Annotated[int | None, _hyper("Passes over each task.")] = None,
     capacity: Annotated[int | None, _hyper("Rows of the reservoir.")] = None,
     replay_size: Annotated[int | None, _hyper("Rows replayed per update.")] = None,
     acceptance: Annotated[
@@ -160,6 +201,17 @@ def run(
     objective: Annotated[
         Objective | None, _hyper("Meta-loss: mean over inner steps, or the last.")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other hyper-parameter that `list` shows, such as --set "
+            "momentum=0.9; repeat it for several.",
+            show_default=False,
+            rich_help_panel=HYPER_PANEL,
+        ),
+    ] = None,
 ) -> None:
     """Train methods on a benchmark and report RA and BTI.
 
@@ -170,6 +222,7 @@ def run(
     overrides = {
         "batch_size": batch_size,
         "glances": glances,
+        "epochs": epochs,
         "capacity": capacity,
         "replay_size": replay_size,
         "acceptance": acceptance and acceptance.value,
@@ -184,15 +237,21 @@ def run(
     sizes = {
         "num_tasks": num_tasks,
         "rows_per_task": rows_per_task,
+        "classes_per_task": classes_per_task,
         "eval_every": eval_every,
     }
-    from experiments import benchmarks, methods, presets, runner, session, train
+    from experiments import benchmarks, hyperparameters, methods, presets, session
+    from experiments.config import RunConfig, check_config
     from experiments.data import sources
 
     chosen = benchmarks.get_benchmark(benchmark)
+    if classes_per_task is not None and chosen.classes_per_task is None:
+        raise UserError(f"--classes-per-task: the tasks of {benchmark} share classes")
     chosen = dataclasses.replace(
         chosen, **{k: v for k, v in sizes.items() if v is not None}
     )
+    given = hyperparameters.parse(settings or [])
+    overrides |= given
     if len(set(names)) < len(names):
         raise UserError(f"--method: each method once, received {', '.join(names)}")
     for name in names:
@@ -202,30 +261,37 @@ def run(
             "--seeds, --first-seed: expected 1 to 10000 seeds, none negative or over "
             f"2**31 - 1, received {seeds} from {first_seed}"
         )
-    configs = [
-        train.RunConfig(
-            chosen,
-            name,
-            tuple(range(first_seed, first_seed + seeds)),
-            hyper,
-            stream_seed,
-        )
-        for name, hyper in zip(
-            names, presets.resolve(benchmark, names, overrides), strict=True
-        )
-    ]
-    for config in configs:
-        train.check_config(config)
+    seed_list = tuple(range(first_seed, first_seed + seeds))
+    resolved = presets.resolve(benchmark, names, overrides, passes.value)
+
+    def configs_on(chosen):
+        configs = [
+            RunConfig(
+                chosen, name, seed_list, hyper, stream_seed, setting.value, passes.value
+            )
+            for name, hyper in zip(names, resolved, strict=True)
+        ]
+        for config in configs:
+            check_config(config)
+        return configs
+
+    configs_on(chosen)
     sources.check_source(chosen.source, data_dir)
-    out = out or Path("runs") / benchmark
+    out = out or Path("runs") / _run_name(benchmark, setting, passes)
     folders = _new_folders(out, names, overwrite)
     start_jax(devices, compile_cache)
-    data = benchmarks.load(chosen, configs[0].seeds, data_dir, stream_seed)
+    from experiments import runner
+
+    source = sources.load_source(chosen.source, data_dir)
+    if num_tasks is None:
+        chosen = benchmarks.with_tasks_of(chosen, source.num_classes)
+    configs = configs_on(chosen)
+    data = benchmarks.draw(chosen, source, seed_list, stream_seed)
     console.print(
         f"[bold]{benchmark}[/]: {chosen.num_tasks} tasks x {chosen.rows_per_task} "
         f"rows, seeds {first_seed} to {first_seed + seeds - 1}; results in {out}"
     )
-    inputs = runner.place(data, configs[0].seeds, runner.seed_mesh(devices))
+    inputs = runner.place(data, seed_list, runner.seed_mesh(devices))
     programs = runner.compile_programs(configs, inputs)
     diverged = {}
     for config, folder in zip(configs, folders, strict=True):
@@ -257,26 +323,41 @@ def report(
 
 
 @app.command(name="list")
-def list_() -> None:
+def list_(
+    benchmark: Annotated[
+        str | None, typer.Argument(help="Show the hyper-parameters on this one only.")
+    ] = None,
+) -> None:
     """List benchmarks, methods and their published hyper-parameters."""
-    from experiments import benchmarks, presets
+    from experiments import benchmarks, hyperparameters, presets
+
+    if benchmark is not None:
+        benchmarks.get_benchmark(benchmark)
 
     table = Table(title="Benchmarks")
     for column in ("benchmark", "data set", "what it is"):
         table.add_column(column)
-    for benchmark in benchmarks.BENCHMARKS.values():
-        table.add_row(benchmark.name, benchmark.source, benchmark.description)
+    for each in benchmarks.BENCHMARKS.values():
+        table.add_row(each.name, each.source, each.description)
     console.print(table)
-    fields = [f.name for f in dataclasses.fields(presets.Hyperparameters)]
-    for name, by_method in presets.OFFICIAL.items():
-        table = Table(title=f"Hyper-parameters on {name}")
-        table.add_column("")
-        for method in by_method:
-            table.add_column(method, justify="right")
-        for field in fields:
-            values = [getattr(preset, field) for preset in by_method.values()]
-            table.add_row(field, *("-" if v is None else str(v) for v in values))
-        console.print(table)
+    fields = [f.name for f in dataclasses.fields(hyperparameters.Hyperparameters)]
+    for (name, passes), by_method in presets.OFFICIAL.items():
+        if benchmark not in (None, name):
+            continue
+        methods = list(by_method)
+        for start in range(0, len(methods), _METHODS_PER_TABLE):
+            part = methods[start : start + _METHODS_PER_TABLE]
+            table = Table(title=f"Hyper-parameters on {name}, {passes} pass")
+            table.add_column("")
+            for method in part:
+                table.add_column(method, justify="right")
+            for field in fields:
+                values = [getattr(by_method[method], field) for method in part]
+                if any(value is not None for value in values):
+                    table.add_row(
+                        field, *("-" if v is None else str(v) for v in values)
+                    )
+            console.print(table)
 
 
 @data_app.command(name="list")

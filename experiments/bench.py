@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import resource
 import statistics
 import time
@@ -14,7 +15,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import benchmarks, presets, runner, train
+from experiments import benchmarks, presets, runner
+from experiments.config import RunConfig, check_config, num_meta_updates
 
 _MATMUL_SIZE = 1024
 _MATMULS = 40
@@ -50,7 +52,7 @@ def _matmul_seconds(repeats: int) -> Timing:
 def flops_per_meta_update(
     benchmark: benchmarks.Benchmark,
     hyper: presets.Hyperparameters,
-    num_pixels: int,
+    image_shape: tuple[int, ...],
     num_classes: int,
 ) -> float:
     """Counts the matrix products of one first-order meta-update.
@@ -62,13 +64,13 @@ def flops_per_meta_update(
     Args:
         benchmark: gives the hidden widths.
         hyper: gives batch, replay and inner steps.
-        num_pixels: inputs of the network.
+        image_shape: inputs of the network.
         num_classes: outputs of the network.
 
     Returns:
         Floating-point operations.
     """
-    widths = (num_pixels, *benchmark.hidden, num_classes)
+    widths = (math.prod(image_shape), *benchmark.hidden, num_classes)
     layers = [a * b for a, b in itertools.pairwise(widths)]
     per_row = 2 * (2 * sum(layers) + sum(layers[1:]))
     query = hyper.batch_size + (hyper.replay_size or 0)
@@ -78,7 +80,7 @@ def flops_per_meta_update(
 class _Job(NamedTuple):
     """A compiled run whose training can be repeated."""
 
-    config: train.RunConfig
+    config: RunConfig
     inputs: runner.Inputs
     program: runner.Program
 
@@ -87,8 +89,8 @@ def _prepare(
     benchmark: benchmarks.Benchmark, seeds: int, data_dir: Path | None, **overrides: Any
 ) -> _Job:
     (hyper,) = presets.resolve(benchmark.name, ["lamaml"], overrides)
-    config = train.RunConfig(benchmark, "lamaml", tuple(range(seeds)), hyper)
-    train.check_config(config)
+    config = RunConfig(benchmark, "lamaml", tuple(range(seeds)), hyper)
+    check_config(config)
     data = benchmarks.load(benchmark, config.seeds, data_dir)
     inputs = runner.place(data, config.seeds, runner.seed_mesh())
     (program,) = runner.compile_programs([config], inputs)
@@ -112,7 +114,7 @@ def _train(job: _Job, state: Any, tasks: int) -> tuple[Any, Timing]:
 
 def _updates(job: _Job, tasks: int) -> float:
     """Meta-updates of one seed in ``tasks`` tasks."""
-    return train.num_meta_updates(job.config) * tasks / job.config.benchmark.num_tasks
+    return num_meta_updates(job.config) * tasks / job.config.benchmark.num_tasks
 
 
 def measure(
@@ -139,7 +141,7 @@ def measure(
     """
     job = _prepare(benchmark, seeds, data_dir)
     form, hyper = job.inputs.form, job.config.hyper
-    flops = flops_per_meta_update(benchmark, hyper, form.num_pixels, form.num_classes)
+    flops = flops_per_meta_update(benchmark, hyper, form.image_shape, form.num_classes)
     trained: list[Timing] = []
     peaks: list[float] = []
     state, _ = _train(job, job.program.init(), tasks)

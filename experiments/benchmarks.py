@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,8 @@ STREAMS = {
     "rotations": streams.rotation_stream,
     "permutations": streams.permutation_stream,
 }
+SPLIT = "split"
+"""The stream whose tasks have classes of their own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +26,23 @@ class Benchmark:
     source: str
     """Name of the data set, as in ``experiments data list``."""
     stream: str
-    """How tasks are made of it, a key of ``STREAMS``."""
+    """How tasks are made of it, a key of ``STREAMS`` or ``SPLIT``."""
     num_tasks: int
-    """T."""
+    """T; a split of a data set with fewer classes has as many as those make."""
     rows_per_task: int
-    """Training rows shown per task, each once."""
+    """Training rows shown per task, each once in a pass."""
+    classes_per_task: int | None = None
+    """Classes of one task alone (split streams), or None."""
+    channels: tuple[int, ...] = ()
+    """Channels of the network's convolutions, if any."""
     hidden: tuple[int, ...] = (100, 100)
-    """Widths of the network's hidden layers."""
+    """Widths of the network's hidden dense layers."""
+    augment: tuple[str, ...] = ()
+    """What is done to a training row when it is shown, names of ``augment.STEPS``."""
+    mean: tuple[float, ...] = ()
+    """Channel means that are subtracted after scaling to [0, 1]; none if empty."""
+    std: tuple[float, ...] = ()
+    """Channel standard deviations that are divided by."""
     eval_every: int = 1
     """Accuracy on all tasks is taken after every this many tasks and after the last.
 
@@ -73,6 +85,43 @@ BENCHMARKS = {
                 ("many", "permutations", 100, 200, 10),
             ]
         ),
+        Benchmark(
+            "fashion-mnist-split",
+            "fashion_mnist",
+            SPLIT,
+            num_tasks=5,
+            rows_per_task=1000,
+            classes_per_task=2,
+            description="Fashion-MNIST in 5 tasks of 2 classes, 1000 rows each",
+        ),
+        Benchmark(
+            "cifar100-split",
+            "cifar100",
+            SPLIT,
+            num_tasks=20,
+            rows_per_task=2250,
+            classes_per_task=5,
+            channels=(160, 160, 160),
+            hidden=(320, 320),
+            augment=("crop", "flip", "brightness"),
+            mean=(0.5071, 0.4867, 0.4408),
+            std=(0.2675, 0.2565, 0.2761),
+            description="CIFAR-100 in 20 tasks of 5 classes, 2250 rows each",
+        ),
+        Benchmark(
+            "tinyimagenet-split",
+            "tiny_imagenet",
+            SPLIT,
+            num_tasks=40,
+            rows_per_task=2250,
+            classes_per_task=5,
+            channels=(160, 160, 160, 160),
+            hidden=(640, 640),
+            augment=("crop", "flip"),
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            description="Tiny ImageNet in 40 tasks of 5 classes, 2250 rows each",
+        ),
     ]
 }
 
@@ -81,11 +130,11 @@ class BenchmarkData(NamedTuple):
     """Arrays of one benchmark for S seeds; images stay uint8."""
 
     train_images: np.ndarray
-    """uint8 [N, D]."""
+    """uint8 [N, H, W, C], or [N, D] for networks without convolutions."""
     train_labels: np.ndarray
     """int32 [N]."""
     test_images: np.ndarray
-    """uint8 [M, D]."""
+    """uint8 [M, ...] like ``train_images``."""
     test_labels: np.ndarray
     """int32 [M]."""
     max_value: int
@@ -94,7 +143,12 @@ class BenchmarkData(NamedTuple):
     rows: np.ndarray
     """int32 [S, T, R]: training rows of each seed and task, in order."""
     pixel_maps: np.ndarray
-    """int32 [S, T, D]: source pixel of each pixel; D is the background."""
+    """int32 [S, T, D]: source pixel of each pixel, D is the background; [S, T, 0]
+    leaves images as they are."""
+    label_maps: np.ndarray
+    """int32 [S, Y]: new label of each class."""
+    test_rows: np.ndarray
+    """int32 [S, T, M']: test rows of each task."""
 
 
 def get_benchmark(name: str) -> Benchmark:
@@ -134,36 +188,102 @@ def load(
         UserError: sizes that the data set cannot serve.
     """
     source = sources.load_source(benchmark.source, data_dir)
+    return draw(benchmark, source, seeds, stream_seed)
+
+
+def draw(
+    benchmark: Benchmark,
+    source: sources.Source,
+    seeds: Sequence[int],
+    stream_seed: int | None = None,
+) -> BenchmarkData:
+    """Draws one stream per seed from a source at hand; otherwise as ``load``."""
     if source.train_labels.min() < 0 or source.train_labels.max() >= source.num_classes:
         raise UserError(
             f"{benchmark.source}: labels must lie in [0, {source.num_classes}), found "
             f"{source.train_labels.min()} to {source.train_labels.max()}"
         )
     try:
-        drawn = [
-            STREAMS[benchmark.stream](
-                seed,
-                num_rows_available=len(source.train_labels),
-                num_tasks=benchmark.num_tasks,
-                rows_per_task=benchmark.rows_per_task,
-                image_shape=source.train_images.shape[1:],
-                map_seed=stream_seed,
-            )
-            for seed in seeds
-        ]
+        drawn = [_draw_stream(benchmark, source, seed, stream_seed) for seed in seeds]
     except ValueError as error:
         raise UserError(f"{benchmark.name}: {error}") from error
+    num_tasks = len(drawn[0].rows)
+    no_map = np.zeros((num_tasks, 0), np.int32)
+    same_labels = np.arange(source.num_classes, dtype=np.int32)
+    all_rows = np.arange(len(source.test_labels), dtype=np.int32)
+    all_rows = np.broadcast_to(all_rows, (num_tasks, all_rows.size))
+
+    def stack(name, default):
+        values = [getattr(stream, name) for stream in drawn]
+        return np.stack([default if value is None else value for value in values])
+
+    flat = not benchmark.channels
     return BenchmarkData(
-        train_images=_flat(source.train_images),
+        train_images=_images(source.train_images, flat),
         train_labels=source.train_labels,
-        test_images=_flat(source.test_images),
+        test_images=_images(source.test_images, flat),
         test_labels=source.test_labels,
         max_value=source.max_value,
         num_classes=source.num_classes,
-        rows=np.stack([stream.rows for stream in drawn]),
-        pixel_maps=np.stack([stream.pixel_map for stream in drawn]),
+        rows=stack("rows", None),
+        pixel_maps=stack("pixel_map", no_map),
+        label_maps=stack("label_map", same_labels),
+        test_rows=stack("test_rows", all_rows),
     )
 
 
-def _flat(images: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(images.reshape(len(images), -1))
+def with_tasks_of(benchmark: Benchmark, num_classes: int) -> Benchmark:
+    """Fits the number of tasks of a split to a data set with fewer classes.
+
+    Args:
+        benchmark: from ``get_benchmark``.
+        num_classes: Y of the data set.
+
+    Returns:
+        The benchmark, with at most ``Y / classes_per_task`` tasks if it is a split.
+
+    Raises:
+        UserError: classes do not divide into tasks.
+    """
+    if benchmark.classes_per_task is None:
+        return benchmark
+    available = num_classes // max(benchmark.classes_per_task, 1)
+    num_tasks = min(benchmark.num_tasks, max(available, 1))
+    try:
+        streams.check_class_split(num_classes, benchmark.classes_per_task, num_tasks)
+    except ValueError as error:
+        raise UserError(f"{benchmark.name}: {error}") from error
+    return dataclasses.replace(benchmark, num_tasks=num_tasks)
+
+
+def _draw_stream(
+    benchmark: Benchmark, source: sources.Source, seed: int, stream_seed: int | None
+) -> streams.Stream:
+    sizes: dict[str, Any] = {
+        "num_tasks": benchmark.num_tasks,
+        "rows_per_task": benchmark.rows_per_task,
+        "map_seed": stream_seed,
+    }
+    if benchmark.stream == SPLIT:
+        return streams.split_stream(
+            seed,
+            train_labels=source.train_labels,
+            test_labels=source.test_labels,
+            num_classes=source.num_classes,
+            classes_per_task=benchmark.classes_per_task or 0,
+            **sizes,
+        )
+    return STREAMS[benchmark.stream](
+        seed,
+        num_rows_available=len(source.train_labels),
+        image_shape=source.train_images.shape[1:],
+        **sizes,
+    )
+
+
+def _images(images: np.ndarray, flat: bool) -> np.ndarray:
+    if flat:
+        images = images.reshape(len(images), -1)
+    elif images.ndim == 3:
+        images = images[..., None]
+    return np.ascontiguousarray(images)

@@ -1,7 +1,18 @@
-"""Published hyper-parameters by benchmark and method, as data.
+"""Hyper-parameters by benchmark, number of passes and method, as data.
 
-Source: the command lines of the authors' repository (montrealrobotics/La-MAML, commit
-cff3524). Their repository has no command for ER and Online on MNIST; see ``_REPLAY``.
+Sources, by method:
+
+- La-MAML, Sync, C-MAML, and all methods on CIFAR-100 and Tiny ImageNet unless named
+  below: the command lines of the La-MAML authors' repository (montrealrobotics/La-MAML,
+  commit cff3524).
+- MER and EWC's penalty on the MNIST streams: the example commands of MER's repository,
+  for as large a memory.
+- DER++: the best arguments of its authors' repository (aimagelab/mammoth), its loss
+  weights for as large a memory.
+- ER, GEM, A-GEM, Online on the MNIST streams have no published command here. Their
+  rates are those with which the figures to compare with were made, and were not tuned.
+- La-ER and VR-MCL on the MNIST streams take La-MAML's values, OML takes C-MAML's,
+  Meta-BGD and IID those of CIFAR-100. None was tuned.
 """
 
 import dataclasses
@@ -9,82 +20,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.hyperparameters import Hyperparameters
 
+PASSES = ("single", "multi")
+_change = dataclasses.replace
 
-@dataclasses.dataclass(frozen=True)
-class Hyperparameters:
-    """What a method may be told; None where a method has no such quantity."""
-
-    batch_size: int = 10
-    """Rows per incoming batch."""
-    glances: int = 5
-    """Updates per incoming batch."""
-    epochs: int = 1
-    """Passes over each task."""
-    capacity: int | None = None
-    """Rows of the reservoir."""
-    replay_size: int | None = None
-    """Rows replayed per update."""
-    acceptance: str | None = None
-    """The reservoir's rule, exact or published."""
-    inner_steps: int | None = None
-    """Inner steps K per meta-update."""
-    step_size_init: float | None = None
-    """Initial step size of every parameter."""
-    step_size_learning_rate: float | None = None
-    """Learning rate of the step sizes (eta)."""
-    learning_rate: float | None = None
-    """Learning rate of the (slow) weights."""
-    max_grad_norm: float = 2.0
-    """Largest global norm of a gradient."""
-    first_order: bool | None = None
-    """Whether inner gradients are held constant."""
-    objective: str | None = None
-    """Query losses that make the meta-loss: mean over the inner steps, or last."""
-    rectify: bool | None = None
-    """Whether inner steps use relu of the step sizes."""
-    inner_clip: float | None = None
-    """Bound on each element of an inner gradient."""
-    momentum: float | None = None
-    """VR-MCL: share of the running meta-gradient."""
-    memory_per_task: int | None = None
-    """GEM, A-GEM: rows kept of each task."""
-    margin: float | None = None
-    """GEM: least weight of a past task's gradient in a projection."""
-    penalty: float | None = None
-    """EWC: weight of the quadratic penalty."""
-    fisher_rows: int | None = None
-    """EWC: latest rows of a task on which its Fisher information is estimated."""
-    logit_weight: float | None = None
-    """DER++: weight of the distance to the stored logits (alpha)."""
-    label_weight: float | None = None
-    """DER++: weight of the replayed rows' cross-entropy (beta)."""
-    rounds: int | None = None
-    """MER: rounds per incoming row."""
-    within_rate: float | None = None
-    """MER: share of a round's movement that is kept (beta)."""
-    across_rate: float | None = None
-    """MER: share of all rounds' movement that is kept (gamma)."""
-    distillation_weight: float | None = None
-    """iCaRL: weight of the distillation of old heads."""
-    mc_samples: int | None = None
-    """Meta-BGD: Monte-Carlo draws per update."""
-    std_init: float | None = None
-    """Meta-BGD: initial standard deviation of every parameter."""
-    mean_learning_rate: float | None = None
-    """Meta-BGD: learning rate of the means (eta)."""
-
-
+# On the MNIST streams: one head, first order, inner steps of one row.
 _REPLAY = Hyperparameters(capacity=200, replay_size=10, acceptance="exact")
-_META = dataclasses.replace(
-    _REPLAY, inner_steps=10, first_order=True, objective="mean", step_size_init=0.1
+_META = _change(
+    _REPLAY,
+    inner_steps=10,
+    first_order=True,
+    objective="mean",
+    rectify=True,
+    step_size_init=0.1,
 )
 
 
 def _lamaml(init: float, eta: float, **other: Any) -> Hyperparameters:
-    return dataclasses.replace(
-        _META, step_size_init=init, step_size_learning_rate=eta, **other
-    )
+    return _change(_META, step_size_init=init, step_size_learning_rate=eta, **other)
 
 
 def _sync(init: float, eta: float, rate: float, **other: Any) -> Hyperparameters:
@@ -92,67 +46,274 @@ def _sync(init: float, eta: float, rate: float, **other: Any) -> Hyperparameters
 
 
 def _cmaml(init: float, rate: float, **other: Any) -> Hyperparameters:
-    return dataclasses.replace(_META, step_size_init=init, learning_rate=rate, **other)
+    return _change(_META, step_size_init=init, learning_rate=rate, **other)
 
 
-# ER and Online have no published command for these streams. Their learning rates are
-# those with which the figures to compare with were made, and were not tuned.
-_ER = dataclasses.replace(_REPLAY, learning_rate=0.1)
+_ER = _change(_REPLAY, learning_rate=0.1)
 _ONLINE = Hyperparameters(learning_rate=0.03)
+_AGEM = _change(_ONLINE, memory_per_task=10)
+_DERPP = _change(_ER, logit_weight=1.0, label_weight=0.5)
+_MER = _change(_REPLAY, glances=1, max_grad_norm=10.0)
+_IID = _change(_ONLINE, batch_size=32, glances=1, epochs=50)
+_META_BGD = _change(
+    _META,
+    glances=3,
+    inner_steps=3,
+    first_order=False,
+    rectify=False,
+    inner_clip=2.0,
+    initializer="xavier",
+    mc_samples=2,
+    std_init=0.02,
+    mean_learning_rate=50.0,
+)
 
-_ROTATIONS = {
-    "lamaml": _lamaml(0.15, 0.3),
-    "sync": _sync(0.15, 0.1, 0.3),
-    "cmaml": _cmaml(0.1, 0.1),
-    "er": _ER,
-    "online": _ONLINE,
-}
-_PERMUTATIONS = {
-    "lamaml": _lamaml(0.15, 0.3),
-    "sync": _sync(0.15, 0.1, 0.1),
-    "cmaml": _cmaml(0.03, 0.1),
-    "er": _ER,
-    "online": _ONLINE,
-}
-_MANY = {
-    "lamaml": _lamaml(0.1, 0.1, glances=10, capacity=500),
-    "sync": _sync(0.03, 0.1, 0.03, glances=10, capacity=500),
-    "cmaml": _cmaml(0.03, 0.15, capacity=500),
-    "er": dataclasses.replace(_ER, capacity=500),
-    "online": _ONLINE,
-}
+
+def _mnist(
+    lamaml: Hyperparameters,
+    sync: Hyperparameters,
+    cmaml: Hyperparameters,
+    ewc_penalty: float,
+    derpp: Hyperparameters,
+    mer: Hyperparameters,
+) -> dict[str, Hyperparameters]:
+    """Completes a stream's own values with those that all streams share."""
+    return {
+        "lamaml": lamaml,
+        "sync": sync,
+        "cmaml": cmaml,
+        "la_er": _change(lamaml, objective=None, rectify=False, inner_clip=2.0),
+        "vrmcl": _change(lamaml, momentum=0.5),
+        "oml": cmaml,
+        "er": _ER,
+        "derpp": derpp,
+        "mer": mer,
+        "gem": _change(_AGEM, margin=0.5),
+        "agem": _AGEM,
+        "ewc": _change(_ONLINE, penalty=ewc_penalty, fisher_rows=10),
+        "metabgd": _META_BGD,
+        "online": _ONLINE,
+        "iid": _IID,
+    }
+
+
+_ROTATIONS = _mnist(
+    _lamaml(0.15, 0.3),
+    _sync(0.15, 0.1, 0.3),
+    _cmaml(0.1, 0.1),
+    ewc_penalty=100.0,
+    derpp=_DERPP,
+    mer=_change(_MER, learning_rate=0.1, rounds=5, within_rate=0.01, across_rate=1.0),
+)
+_PERMUTATIONS = _mnist(
+    _lamaml(0.15, 0.3),
+    _sync(0.15, 0.1, 0.1),
+    _cmaml(0.03, 0.1),
+    ewc_penalty=10.0,
+    derpp=_change(_DERPP, label_weight=1.0),
+    mer=_change(_MER, learning_rate=0.03, rounds=10, within_rate=0.03, across_rate=1.0),
+)
+
+
+def _with_capacity(
+    presets: dict[str, Hyperparameters], capacity: int, per_task: int
+) -> dict[str, Hyperparameters]:
+    """Changes the memory of every method that has one."""
+    return {
+        name: _change(
+            preset,
+            capacity=preset.capacity and capacity,
+            memory_per_task=preset.memory_per_task and per_task,
+        )
+        for name, preset in presets.items()
+    }
+
+
+_MANY = _with_capacity(
+    _mnist(
+        _lamaml(0.1, 0.1, glances=10),
+        _sync(0.03, 0.1, 0.03, glances=10),
+        _cmaml(0.03, 0.15),
+        ewc_penalty=1.0,
+        derpp=_DERPP,
+        mer=_change(
+            _MER,
+            learning_rate=0.03,
+            replay_size=5,
+            rounds=10,
+            within_rate=0.03,
+            across_rate=1.0,
+        ),
+    ),
+    capacity=500,
+    per_task=5,
+)
 # The digits stream takes the values of MNIST Rotations unchanged, except for the
-# capacity: with 200 rows the reservoir holds 10 of each task's 200 rows and every
+# memory: with 200 rows the reservoir holds 10 of each task's 200 rows and every
 # replaying method retains about the same; with 100 rows memory is as scarce as a
 # continual learner should expect, and the methods come apart.
-_DIGITS = {
-    name: preset
-    if preset.capacity is None
-    else dataclasses.replace(preset, capacity=100)
-    for name, preset in _ROTATIONS.items()
+_DIGITS = _with_capacity(_ROTATIONS, capacity=100, per_task=5)
+_FASHION_SPLIT = _ROTATIONS | {
+    "icarl": _change(_ONLINE, capacity=200, distillation_weight=1.0)
 }
 
-OFFICIAL: dict[str, dict[str, Hyperparameters]] = {
-    "digits-rotations": _DIGITS,
-    "mnist-rotations": _ROTATIONS,
-    "mnist-permutations": _PERMUTATIONS,
-    "mnist-many": _MANY,
-    "fashion-mnist-rotations": _ROTATIONS,
-    "fashion-mnist-permutations": _PERMUTATIONS,
-    "fashion-mnist-many": _MANY,
+# On CIFAR-100 and Tiny ImageNet: a head per task, second order, clipped inner steps.
+
+
+def _images(capacity: int, epochs: int) -> tuple[Hyperparameters, ...]:
+    """Common values of replaying, of meta-learning and of other methods."""
+    plain = Hyperparameters(glances=1, epochs=epochs)
+    replay = _change(plain, capacity=capacity, replay_size=10, acceptance="exact")
+    meta = _change(
+        replay,
+        inner_steps=5,
+        first_order=False,
+        objective="mean",
+        rectify=False,
+        inner_clip=2.0,
+    )
+    return plain, replay, meta
+
+
+def _image_presets(
+    capacity: int,
+    passes: str,
+    *,
+    lamaml: dict[str, Any],
+    sync: dict[str, Any],
+    cmaml: dict[str, Any],
+    la_er: dict[str, Any],
+    er: dict[str, Any],
+    gem: dict[str, Any],
+    agem: dict[str, Any],
+    icarl: dict[str, Any],
+    metabgd: dict[str, Any],
+    iid_rate: float,
+) -> dict[str, Hyperparameters]:
+    """Builds the presets of one image benchmark from what its commands set."""
+    plain, replay, meta = _images(capacity, 10 if passes == "multi" else 1)
+    own_lamaml = _change(meta, max_grad_norm=1.0, inner_clip=1.0, **lamaml)
+    own_cmaml = _change(meta, **cmaml)
+    own_er = _change(replay, **er)
+    own_online = _change(plain, learning_rate=er["learning_rate"])
+    presets = {
+        "lamaml": own_lamaml,
+        "sync": _change(meta, **sync),
+        "cmaml": own_cmaml,
+        "la_er": _change(meta, first_order=True, objective=None, **la_er),
+        "vrmcl": _change(own_lamaml, momentum=0.5),
+        "oml": own_cmaml,
+        "er": own_er,
+        "derpp": _change(own_er, replay_size=10, logit_weight=0.1, label_weight=0.5),
+        "gem": _change(plain, memory_per_task=10, margin=0.5, **gem),
+        "agem": _change(plain, memory_per_task=10, **agem),
+        "icarl": _change(plain, capacity=capacity, distillation_weight=1.0, **icarl),
+        "ewc": _change(own_online, penalty=100.0, fisher_rows=10),
+        "metabgd": _change(
+            meta, inner_steps=3, initializer="xavier", mc_samples=2, **metabgd
+        ),
+        "online": own_online,
+    }
+    if passes == "single":
+        presets["mer"] = _change(
+            replay,
+            replay_size=25,
+            max_grad_norm=10.0,
+            learning_rate=0.1,
+            rounds=10,
+            within_rate=0.1,
+            across_rate=1.0,
+        )
+    else:
+        presets["iid"] = _change(
+            plain, batch_size=32, epochs=50, learning_rate=iid_rate
+        )
+    return presets
+
+
+def _rates(init: float, eta: float | None = None, rate: float | None = None, **other):
+    return {
+        "step_size_init": init,
+        "step_size_learning_rate": eta,
+        "learning_rate": rate,
+        **other,
+    }
+
+
+_CIFAR = {
+    passes: _image_presets(
+        200,
+        passes,
+        lamaml=_rates(0.1, 0.25, glances=glances[0]),
+        sync=_rates(0.1, 0.35, 0.1, glances=glances[1]),
+        cmaml=_rates(0.075, None, 0.075, glances=glances[2]),
+        la_er=_rates(0.1, 0.1, glances=1),
+        er={"learning_rate": 0.03, "replay_size": 1, "glances": glances[3]},
+        gem={"learning_rate": 0.03, "max_grad_norm": 5.0, "glances": glances[4]},
+        agem={"learning_rate": 0.03, "glances": glances[4]},
+        icarl={"learning_rate": 0.03, "max_grad_norm": 5.0, "glances": glances[4]},
+        metabgd=_rates(0.1, std_init=0.02, mean_learning_rate=50.0, glances=glances[5]),
+        iid_rate=0.03,
+    )
+    for passes, glances in {
+        "multi": (1, 1, 1, 1, 1, 1),
+        "single": (10, 5, 2, 10, 2, 3),
+    }.items()
+}
+_TINY_IMAGENET = {
+    passes: _image_presets(
+        400,
+        passes,
+        lamaml=_rates(0.1, 0.4, glances=glances[0]),
+        sync=_rates(0.075, 0.25, 0.075, glances=glances[0]),
+        cmaml=_rates(0.03, None, 0.03, glances=glances[0]),
+        la_er=_rates(la_er_init, 0.1, glances=glances[0]),
+        er={"learning_rate": 0.01, "replay_size": 1, "glances": glances[0]},
+        gem={"learning_rate": 0.03, "max_grad_norm": clip, "glances": glances[0]},
+        agem={"learning_rate": 0.01, "glances": glances[0]},
+        icarl={"learning_rate": 0.01, "max_grad_norm": clip, "glances": glances[0]},
+        metabgd=_rates(
+            0.1, std_init=0.015, mean_learning_rate=30.0, glances=glances[1]
+        ),
+        iid_rate=0.01,
+    )
+    for passes, glances, la_er_init, clip in (
+        ("multi", (1, 1), 0.03, 2.0),
+        ("single", (2, 3), 0.3, 5.0),
+    )
+}
+
+OFFICIAL: dict[tuple[str, str], dict[str, Hyperparameters]] = {
+    ("digits-rotations", "single"): _DIGITS,
+    **{
+        (f"{prefix}-{kind}", "single"): presets
+        for prefix in ("mnist", "fashion-mnist")
+        for kind, presets in {
+            "rotations": _ROTATIONS,
+            "permutations": _PERMUTATIONS,
+            "many": _MANY,
+        }.items()
+    },
+    ("fashion-mnist-split", "single"): _FASHION_SPLIT,
+    **{("cifar100-split", passes): _CIFAR[passes] for passes in PASSES},
+    **{("tinyimagenet-split", passes): _TINY_IMAGENET[passes] for passes in PASSES},
 }
 
 
 def resolve(
-    benchmark: str, methods: Sequence[str], overrides: dict[str, Any] | None = None
+    benchmark: str,
+    methods: Sequence[str],
+    overrides: dict[str, Any] | None = None,
+    passes: str = "single",
 ) -> list[Hyperparameters]:
     """Looks presets up and applies the caller's overrides.
 
     Args:
-        benchmark: a key of ``OFFICIAL``.
-        methods: keys of ``OFFICIAL[benchmark]``.
+        benchmark: name of a benchmark.
+        methods: names of methods.
         overrides: values by field name; a None is no override. Each applies to the
             methods that have such a hyper-parameter.
+        passes: one of ``PASSES``.
 
     Returns:
         The resolved hyper-parameters of each method.
@@ -161,10 +322,16 @@ def resolve(
         UserError: no such preset, or none of the methods has such a hyper-parameter.
     """
     given = {k: v for k, v in (overrides or {}).items() if v is not None}
-    known = OFFICIAL.get(benchmark, {})
+    known = OFFICIAL.get((benchmark, passes), {})
     for method in methods:
         if method not in known:
-            raise UserError(f"no preset for method {method!r} on {benchmark!r}")
+            elsewhere = [
+                b for (b, p), m in OFFICIAL.items() if p == passes and method in m
+            ]
+            raise UserError(
+                f"no preset for method {method!r} on {benchmark!r} with {passes} pass; "
+                f"there is one on: {', '.join(elsewhere) or 'no benchmark'}"
+            )
     presets = [known[method] for method in methods]
     for name in given:
         if all(getattr(preset, name) is None for preset in presets):
@@ -172,7 +339,7 @@ def resolve(
                 f"{name}: none of these methods has it: {', '.join(methods)}"
             )
     return [
-        dataclasses.replace(
+        _change(
             preset,
             **{k: v for k, v in given.items() if getattr(preset, k) is not None},
         )

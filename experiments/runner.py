@@ -14,17 +14,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import benchmarks
+from experiments.config import RunConfig, check_memory
 from experiments.errors import UserError
-from experiments.train import (
-    DataForm,
-    RunConfig,
-    Shared,
-    StreamArrays,
-    check_memory,
-    make_train,
-)
-
-_TEST_CHUNK = 1000
+from experiments.train import DataForm, Shared, StreamArrays, make_train
 
 
 class TaskResult(NamedTuple):
@@ -120,26 +112,11 @@ class Program(NamedTuple):
     init: Callable[..., Any]
     train_task: Callable[..., Any]
     evaluate: Callable[..., Any]
+    subject: Callable[[Any], Any]
+    """What of a state is evaluated."""
     compile_s: float
     """Wall time of tracing and compiling, seconds; the first method's includes what
-    all methods share."""
-
-
-def chunked_test(
-    data: benchmarks.BenchmarkData,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts the test set into chunks whose activations stay in cache."""
-    num_rows, num_pixels = data.test_images.shape
-    chunk = min(_TEST_CHUNK, num_rows)
-    padding = -num_rows % chunk
-    images = np.pad(data.test_images, ((0, padding), (0, 0)))
-    labels = np.pad(data.test_labels, (0, padding))
-    mask = np.arange(num_rows + padding) < num_rows
-    return (
-        images.reshape(-1, chunk, num_pixels),
-        labels.reshape(-1, chunk),
-        mask.reshape(-1, chunk),
-    )
+    methods share."""
 
 
 def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> Inputs:
@@ -160,12 +137,13 @@ def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> I
         padded = np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])
         return jax.device_put(padded, by_seed)
 
-    shared = Shared(data.train_images, data.train_labels, chunked_test(data))
+    shared = Shared(*(getattr(data, name) for name in Shared._fields))
+    streams = StreamArrays(*(spread(getattr(data, n)) for n in StreamArrays._fields))
     return Inputs(
         mesh,
-        DataForm(data.train_images.shape[1], data.num_classes, data.max_value),
+        DataForm(data.train_images.shape[1:], data.num_classes, data.max_value),
         jax.device_put(shared, NamedSharding(mesh, PartitionSpec())),
-        StreamArrays(spread(data.rows), spread(data.pixel_maps)),
+        streams,
         spread(np.asarray(seeds, np.int32)),
     )
 
@@ -189,56 +167,48 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[P
     """
     mesh, form, shared, streams, seeds = inputs
     for config in configs:
-        check_memory(config, form.num_pixels)
+        check_memory(config, form.image_shape)
     by_seed = NamedSharding(mesh, PartitionSpec("seed"))
-
-    def form_of(fn, *args):
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_seed),
-            jax.eval_shape(fn, *args),
-        )
-
     methods = [make_train(config, form) for config in configs]
     start = time.perf_counter()
-    init_weights = jax.jit(over_seeds(methods[0].init_weights, mesh, "s"))
-    evaluate = jax.jit(over_seeds(methods[0].evaluate, mesh, "-ss-"))
-    weights = form_of(init_weights, seeds)
     wanted = jnp.ones(configs[0].benchmark.num_tasks, bool)
-    common = [
-        init_weights.trace(seeds),
-        evaluate.trace(shared, streams, weights, wanted),
-    ]
 
     def trace(fns):
-        init = jax.jit(over_seeds(fns.init, mesh, "ss"))
+        init = jax.jit(over_seeds(fns.init, mesh, "s"))
         train = jax.jit(over_seeds(fns.train_task, mesh, "-sss-"), donate_argnums=3)
-        state = form_of(init, seeds, weights)
+        evaluate = jax.jit(over_seeds(fns.evaluate, mesh, "-ss-"))
+        state = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_seed),
+            jax.eval_shape(init, seeds),
+        )
+        subject = fns.subject(state)
+        form = str(jax.tree.structure(subject)) + str(jax.tree.leaves(subject))
+        if form not in evaluations:
+            evaluations[form] = evaluate.trace(shared, streams, subject, wanted)
         return (
             train.trace(shared, streams, seeds, state, jnp.int32(0)),
-            init.trace(seeds, weights),
+            init.trace(seeds),
+            form,
         )
 
+    evaluations: dict[str, Any] = {}
     traced = []
     for config, fns in zip(configs, methods, strict=True):
         try:
             traced.append(trace(fns))
         except (TypeError, ValueError) as error:
             raise UserError(f"method {config.method!r}: {error}") from error
-    shared_programs: list[Any] = []
-    for own in traced:
-        todo = own if shared_programs else [*own, *common]
+    compiled: dict[str, Any] = {}
+    for fns, (*own, form) in zip(methods, traced, strict=True):
+        todo = own if form in compiled else [*own, evaluations[form]]
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             done = list(pool.map(lambda each: each.lower().compile(), todo))
         train, init, *new = done
-        shared_programs = shared_programs or new
-        make_weights, evaluate = shared_programs
-        fresh_state = functools.partial(_start, init, make_weights, seeds)
-        yield Program(fresh_state, train, evaluate, time.perf_counter() - start)
+        evaluate = compiled.setdefault(form, *new) if new else compiled[form]
+        fresh_state = functools.partial(init, seeds)
+        compile_s = time.perf_counter() - start
+        yield Program(fresh_state, train, evaluate, fns.subject, compile_s)
         start = time.perf_counter()
-
-
-def _start(init: Any, make_weights: Any, seeds: jax.Array) -> Any:
-    return init(seeds, make_weights(seeds))
 
 
 def wanted_tasks(benchmark: benchmarks.Benchmark, task: int) -> np.ndarray:
@@ -277,7 +247,7 @@ def train(config: RunConfig, program: Program, inputs: Inputs) -> Iterator[TaskR
             program.evaluate(
                 inputs.shared,
                 inputs.streams,
-                state.weights,
+                program.subject(state),
                 jnp.asarray(wanted_tasks(config.benchmark, task)),
             )
         )

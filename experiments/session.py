@@ -27,7 +27,8 @@ from rich.progress import (
 )
 
 import lamaml_jax as lm
-from experiments import run_folder, runner, train
+from experiments import run_folder, runner
+from experiments.config import RunConfig, num_meta_updates
 
 FORMAT_VERSION = 1
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
@@ -56,7 +57,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def config_record(config: train.RunConfig) -> dict[str, Any]:
+def config_record(config: RunConfig) -> dict[str, Any]:
     """Flattens a configuration to what ``config.json`` stores."""
     benchmark = dataclasses.asdict(config.benchmark)
     name = benchmark.pop("name")
@@ -67,13 +68,15 @@ def config_record(config: train.RunConfig) -> dict[str, Any]:
         "method": config.method,
         "seeds": list(config.seeds),
         "stream_seed": config.stream_seed,
+        "setting": config.setting,
+        "passes": config.passes,
         **benchmark,
         **{key: value for key, value in hyper.items() if value is not None},
     }
 
 
 @contextmanager
-def _progress(config: train.RunConfig, console: Console) -> Iterator[Any]:
+def _progress(config: RunConfig, console: Console) -> Iterator[Any]:
     columns = (
         TextColumn("[bold]{task.description:<8}"),
         BarColumn(bar_width=28),
@@ -89,9 +92,9 @@ def _progress(config: train.RunConfig, console: Console) -> Iterator[Any]:
         yield lambda done, note: progress.update(bar, completed=done, note=note)
 
 
-def _note(config: train.RunConfig, rows: Sequence[np.ndarray], train_s: float) -> str:
+def _note(config: RunConfig, rows: Sequence[np.ndarray], train_s: float) -> str:
     task = len(rows) - 1
-    updates = train.num_meta_updates(config) * len(config.seeds)
+    updates = num_meta_updates(config) * len(config.seeds)
     updates = updates * (task + 1) / config.benchmark.num_tasks
     finite = runner.running_retained_accuracy(rows, task)
     finite = finite[np.isfinite(finite)]
@@ -100,7 +103,7 @@ def _note(config: train.RunConfig, rows: Sequence[np.ndarray], train_s: float) -
 
 
 def _evaluation_records(
-    config: train.RunConfig, task: int, accuracy: np.ndarray, retained: np.ndarray
+    config: RunConfig, task: int, accuracy: np.ndarray, retained: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     for seed, row, value in zip(config.seeds, accuracy, retained, strict=True):
         yield {
@@ -115,7 +118,7 @@ def _summary(
     accuracy: np.ndarray,
     initial: np.ndarray,
     diverged: Sequence[int],
-    config: train.RunConfig,
+    config: RunConfig,
     timing: dict[str, float],
 ) -> dict[str, Any]:
     metrics = {
@@ -129,13 +132,13 @@ def _summary(
     return {
         **{name: np.asarray(value).tolist() for name, value in metrics.items()},
         "timing": timing,
-        "num_meta_updates": train.num_meta_updates(config),
+        "num_meta_updates": num_meta_updates(config),
         "diverged_seeds": list(diverged),
     }
 
 
 def run_method(
-    config: train.RunConfig,
+    config: RunConfig,
     program: runner.Program,
     inputs: runner.Inputs,
     folder: Path,

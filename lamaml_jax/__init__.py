@@ -1,6 +1,7 @@
 """La-MAML, look-ahead meta-learning for continual learning, in functional JAX."""
 
 from lamaml_jax import losses, metrics
+from lamaml_jax.batching import join_replay, split_support
 from lamaml_jax.clipping import clip_meta_grads
 from lamaml_jax.inner import InnerTrace, adapt
 from lamaml_jax.learner import Learner, LearnerState, lamaml_learner, observe_stream
@@ -32,6 +33,7 @@ __all__ = [
     "adapt",
     "clip_meta_grads",
     "cmaml",
+    "join_replay",
     "lamaml",
     "lamaml_learner",
     "lamaml_transform",
@@ -41,5 +43,6 @@ __all__ = [
     "metrics",
     "observe_stream",
     "scale_by_step_sizes",
+    "split_support",
     "sync_lamaml",
 ]

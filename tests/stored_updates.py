@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+
+import lamaml_jax as lm
 
 FOLDER = pathlib.Path(
     os.environ.get("LAMAML_FIXTURES")
@@ -147,3 +150,18 @@ def apply_network(
         elif kind != "rep":
             raise ValueError(f"config: unknown layer {kind!r}")
     return x
+
+
+def loss_of(stored: Stored) -> Any:
+    """Loss of a file's network: own head of each row, or one head for all."""
+    meta = stored.meta
+
+    def loss_fn(weights, batch):
+        logits = apply_network(meta["config"], weights, batch["x"])
+        if not meta["multi_head"]:
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+        return lm.losses.multi_head_cross_entropy(
+            logits, batch["y"], batch["t"], int(meta["nc_per_task"])
+        )
+
+    return loss_fn

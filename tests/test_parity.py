@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import stored_updates as su
+from parity import assert_close
 
 import lamaml_jax as lm
 
@@ -19,33 +20,6 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 FAMILIES = ("lamaml", "cifar", "cifarmlp")
 FILES = [path for family in FAMILIES for path in su.paths(family)]
-
-# Error of a leaf: max |actual - expected| / max |expected|, so that elements that
-# cancelled to almost nothing are held to the rounding of their leaf, not to their own.
-# Float64 replays differ from torch by the order of sums alone, some 1e-15 per update;
-# 1e-10 leaves room for an ill-conditioned draw, and any wrong rule (the 1e-6 beside
-# the clipped norm is the smallest) is far above it. Float32 rounds at 6e-8, and a dozen
-# updates, each with K nested steps, may amplify that a hundred times and more.
-TOLERANCES = {"f64": 1e-10, "f32": 1e-4}
-
-
-def relative_error(actual, expected):
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape
-    scale = max(np.max(np.abs(expected)), np.finfo(np.float64).tiny)
-    difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
-    with np.errstate(over="ignore"):
-        return float(np.max(difference) / scale)
-
-
-def assert_close(stored, what, actual, expected):
-    """Compares two trees leaf by leaf; a NaN on either side is a failure."""
-    tolerance = TOLERANCES[stored.meta["dtype"]]
-    actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
-    assert len(actual) == len(expected) > 0, what
-    for j, (one, other) in enumerate(zip(actual, expected, strict=True)):
-        error = relative_error(one, other)
-        assert error <= tolerance, f"{what}, leaf {j}: {error:.2e} > {tolerance:.0e}"
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)

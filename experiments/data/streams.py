@@ -2,7 +2,8 @@
 
 An image turned by one angle per task (nearest neighbour) and an image with its pixels
 permuted are the same operation: one gather per task. A stream is therefore which rows
-to show and, per task, which source pixel each pixel takes.
+to show and, per task, which source pixel each pixel takes; or, where each task has
+classes of its own, which rows to show and test, and the order of the classes.
 """
 
 import math
@@ -14,12 +15,17 @@ from PIL import Image
 
 
 class Stream(NamedTuple):
-    """T tasks of R rows over images of D pixels."""
+    """T tasks of R rows over images of D pixels and Y classes."""
 
     rows: np.ndarray
     """int32 [T, R]: training rows in order of presentation, distinct within a task."""
-    pixel_map: np.ndarray
-    """int32 [T, D]: source pixel of every pixel; D stands for background, 0."""
+    pixel_map: np.ndarray | None = None
+    """int32 [T, D]: source pixel of every pixel; D stands for background, 0. None
+    leaves images as they are."""
+    label_map: np.ndarray | None = None
+    """int32 [Y]: new label of each class, or None where labels stay."""
+    test_rows: np.ndarray | None = None
+    """int32 [T, M]: test rows of each task, or None where every task tests all."""
 
 
 def apply_pixel_map(images: Any, pixel_map: Any) -> Any:
@@ -182,4 +188,93 @@ def permutation_stream(
     return Stream(
         _draw_rows(row_generator, num_rows_available, num_tasks, rows_per_task),
         np.stack(maps).astype(np.int32),
+    )
+
+
+def _rows_of_classes(labels: np.ndarray, num_classes: int, what: str) -> np.ndarray:
+    """Rows of every class, as many as the smallest class has, [Y, n]."""
+    counts = np.bincount(labels, minlength=num_classes)
+    if counts.min() == 0:
+        raise ValueError(f"{what}: class {counts.argmin()} has no row")
+    order = np.argsort(labels, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return np.stack([order[start : start + counts.min()] for start in starts])
+
+
+def check_class_split(num_classes: int, classes_per_task: int, num_tasks: int) -> None:
+    """Checks that classes can be dealt to tasks.
+
+    Raises:
+        ValueError: they do not divide into tasks, or are too few for so many tasks.
+    """
+    if not 1 <= classes_per_task <= num_classes or num_classes % classes_per_task:
+        raise ValueError(
+            f"classes_per_task: expected a divisor of the {num_classes} classes, "
+            f"received {classes_per_task}"
+        )
+    available = num_classes // classes_per_task
+    if not 1 <= num_tasks <= available:
+        raise ValueError(
+            f"num_tasks: expected 1 to {available} ({num_classes} classes in tasks of "
+            f"{classes_per_task}), received {num_tasks}"
+        )
+
+
+def split_stream(
+    seed: int,
+    *,
+    train_labels: np.ndarray,
+    test_labels: np.ndarray,
+    num_classes: int,
+    classes_per_task: int,
+    num_tasks: int,
+    rows_per_task: int,
+    validation_fraction: float = 0.1,
+    map_seed: int | None = None,
+) -> Stream:
+    """Tasks that each have classes of their own.
+
+    Classes are shuffled; task t owns new labels ``t * classes_per_task`` and on. The
+    same number of rows of each of its classes is shown, in random order. The first rows
+    of a random order of each class are held out for validation and never shown.
+
+    Args:
+        seed: decides rows, their order and the order of the classes.
+        train_labels: [N] integers in [0, Y).
+        test_labels: [M'] integers in [0, Y).
+        num_classes: Y.
+        classes_per_task: a divisor of Y.
+        num_tasks: T, at most ``Y / classes_per_task``.
+        rows_per_task: R, a multiple of ``classes_per_task``.
+        validation_fraction: of each class's training rows, held out.
+        map_seed: decides the order of the classes instead of ``seed``, if given.
+
+    Returns:
+        The stream, with ``label_map`` and ``test_rows``.
+
+    Raises:
+        ValueError: sizes that do not divide or that the data set cannot serve.
+    """
+    check_class_split(num_classes, classes_per_task, num_tasks)
+    row_generator, map_generator = _generators(seed, map_seed)
+    order = map_generator.permutation(num_classes)
+    train = _rows_of_classes(train_labels, num_classes, "training rows")
+    test = _rows_of_classes(test_labels, num_classes, "test rows")
+    num_kept = train.shape[1] - round(validation_fraction * train.shape[1])
+    per_class, rest = divmod(rows_per_task, classes_per_task)
+    if rest or not 1 <= per_class <= num_kept:
+        raise ValueError(
+            f"rows_per_task: expected a multiple of the {classes_per_task} classes of "
+            f"a task, at most {num_kept * classes_per_task}, received {rows_per_task}"
+        )
+    rows = []
+    for task in range(num_tasks):
+        own = order[task * classes_per_task : (task + 1) * classes_per_task]
+        kept = [row_generator.permutation(train[c])[-per_class:] for c in own]
+        rows.append(row_generator.permutation(np.concatenate(kept)))
+    owners = order[: num_tasks * classes_per_task].reshape(num_tasks, -1)
+    return Stream(
+        np.stack(rows).astype(np.int32),
+        label_map=np.argsort(order).astype(np.int32),
+        test_rows=test[owners].reshape(num_tasks, -1).astype(np.int32),
     )

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import lamaml_jax as lm
 from experiments.errors import UserError
-from experiments.methods import lookahead, replay
+from experiments.hyperparameters import Hyperparameters
+from experiments.methods import derpp, la_er, lookahead, replay
 from experiments.methods.problem import Problem
-from experiments.presets import Hyperparameters
 
 
 class Method(NamedTuple):
@@ -33,8 +33,12 @@ METHODS: dict[str, Method] = {
     "lamaml": Method(lookahead.lamaml),
     "sync": Method(lookahead.sync),
     "cmaml": Method(lookahead.cmaml),
+    "la_er": Method(la_er.la_er),
+    "oml": Method(lookahead.oml),
     "er": Method(replay.er),
+    "derpp": Method(derpp.derpp),
     "online": Method(replay.online),
+    "iid": Method(replay.iid, mixes_tasks=True),
 }
 
 
@@ -47,16 +51,11 @@ def make_learner(name: str, problem: Problem, hyper: Hyperparameters) -> lm.Lear
     """
     check_method(name)
     method = METHODS[name]
-    if method.needs_tasks and not problem.is_task_aware:
-        raise UserError(
-            f"method {name!r} needs task ids, which the task-agnostic setting does not "
-            "give; use --setting aware, or another method"
-        )
-    if method.needs_own_classes and problem.classes_per_task is None:
-        raise UserError(
-            f"method {name!r} needs tasks with classes of their own; here all tasks "
-            "share the same classes"
-        )
+    check_setting(
+        name,
+        task_aware=problem.is_task_aware,
+        own_classes=problem.classes_per_task is not None,
+    )
     try:
         return method.make(problem, hyper)
     except (TypeError, ValueError) as error:
@@ -71,3 +70,27 @@ def check_method(name: str) -> None:
     """
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}; choose one of: {', '.join(METHODS)}")
+
+
+def check_setting(name: str, *, task_aware: bool, own_classes: bool) -> None:
+    """Checks that a benchmark and setting give the method what it needs.
+
+    Args:
+        name: key of ``METHODS``.
+        task_aware: whether the learner is told of tasks.
+        own_classes: whether each task has classes of its own.
+
+    Raises:
+        UserError: they do not.
+    """
+    method = METHODS[name]
+    if method.needs_tasks and not task_aware:
+        raise UserError(
+            f"method {name!r} needs task ids, which the task-agnostic setting does not "
+            "give; choose --setting aware or another method"
+        )
+    if method.needs_own_classes and not own_classes:
+        raise UserError(
+            f"method {name!r} needs tasks with classes of their own; here all tasks "
+            "share the same classes"
+        )

@@ -1,10 +1,10 @@
-"""La-MAML and its two published relatives, Sync and C-MAML."""
+"""La-MAML, its published relatives Sync and C-MAML, and two later uses of them."""
 
 from typing import Any
 
 import lamaml_jax as lm
+from experiments.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
-from experiments.presets import Hyperparameters
 
 
 def _options(problem: Problem, hyper: Hyperparameters) -> dict[str, Any]:
@@ -14,6 +14,8 @@ def _options(problem: Problem, hyper: Hyperparameters) -> dict[str, Any]:
         "inner_steps": hyper.inner_steps,
         "objective": hyper.objective,
         "first_order": hyper.first_order,
+        "rectify": hyper.rectify,
+        "clip": hyper.inner_clip,
         "reservoir": lm.make_reservoir(
             hyper.capacity, problem.example, acceptance=hyper.acceptance
         ),
@@ -47,6 +49,38 @@ def cmaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     tx = lm.cmaml(
         problem.loss_fn,
         weight_learning_rate=hyper.learning_rate,
+        **_options(problem, hyper),
+    )
+    return lm.lamaml_learner(tx, glances=hyper.glances)
+
+
+def vrmcl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """VR-MCL: La-MAML on a variance-reduced running meta-gradient.
+
+    References:
+        Wu et al., "Meta Continual Learning Revisited", ICLR 2024.
+    """
+    tx = lm.lamaml(
+        problem.loss_fn,
+        step_size_learning_rate=hyper.step_size_learning_rate,
+        momentum=hyper.momentum,
+        **_options(problem, hyper),
+    )
+    return lm.lamaml_learner(tx, glances=hyper.glances)
+
+
+def oml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """OML's split: the inner loop adapts the last layer, the outer loop all weights.
+
+    Rates are fixed in both loops, as in C-MAML.
+
+    References:
+        Javed and White 2019, arXiv:1905.12588.
+    """
+    tx = lm.cmaml(
+        problem.loss_fn,
+        weight_learning_rate=hyper.learning_rate,
+        adapt_mask=problem.head_fn,
         **_options(problem, hyper),
     )
     return lm.lamaml_learner(tx, glances=hyper.glances)

@@ -21,6 +21,8 @@ class Problem(NamedTuple):
     """``(weights, images [B, ...]) -> [B, Y]``, all outputs of the network."""
     num_tasks: int = 1
     """T."""
+    rows_per_task: int = 0
+    """Training rows shown per task."""
     num_classes: int = 1
     """Y, outputs of the network."""
     classes_per_task: int | None = None

@@ -1,5 +1,6 @@
 """Plain gradient descent on the stream: with replay (ER) and without (Online)."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.hyperparameters import Hyperparameters
+from experiments.methods.descent import clipped_sgd
 from experiments.methods.problem import Problem
-from experiments.presets import Hyperparameters
 
 
 class SgdState(NamedTuple):
@@ -28,6 +30,33 @@ class SgdInfo(NamedTuple):
     """Global norm before clipping."""
 
 
+def make_update(
+    loss_fn: lm.LossFn, hyper: Hyperparameters
+) -> tuple[optax.GradientTransformation, Callable]:
+    """Builds one step of SGD on given rows.
+
+    Args:
+        loss_fn: ``(weights, batch) -> [B]``, nats.
+        hyper: gives ``learning_rate`` and ``max_grad_norm``.
+
+    Returns:
+        The optimiser and ``update(weights, opt_state, rows, mask) -> weights,
+        opt_state, info``.
+    """
+    tx = clipped_sgd(hyper)
+
+    def mean_loss(weights, rows, mask):
+        return lm.losses.masked_mean(loss_fn(weights, rows), mask)
+
+    def update(weights, opt_state, rows, mask):
+        loss, grads = jax.value_and_grad(mean_loss)(weights, rows, mask)
+        updates, opt_state = tx.update(grads, opt_state, weights)
+        info = SgdInfo(loss, optax.tree.norm(grads))
+        return optax.apply_updates(weights, updates), opt_state, info
+
+    return tx, update
+
+
 def _sgd_learner(
     problem: Problem, hyper: Hyperparameters, reservoir: lm.Reservoir | None
 ) -> lm.Learner:
@@ -35,12 +64,7 @@ def _sgd_learner(
 
     Rows are offered to the reservoir after the last glance, as published.
     """
-    tx = optax.chain(
-        optax.clip_by_global_norm(hyper.max_grad_norm), optax.sgd(hyper.learning_rate)
-    )
-
-    def mean_loss(weights: lm.Params, batch: lm.Batch, mask: lm.Mask) -> jax.Array:
-        return lm.losses.masked_mean(problem.loss_fn(weights, batch), mask)
+    tx, update = make_update(problem.loss_fn, hyper)
 
     def init(key: lm.Key, weights: lm.Params) -> SgdState:
         del key
@@ -72,10 +96,9 @@ def _sgd_learner(
                 )
                 rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, batch)
                 row_mask = jnp.concatenate([old_mask, mask])
-            loss, grads = jax.value_and_grad(mean_loss)(state.weights, rows, row_mask)
-            updates, opt_state = tx.update(grads, state.opt_state, state.weights)
-            weights = optax.apply_updates(state.weights, updates)
-            info = SgdInfo(loss, optax.tree.norm(grads))
+            weights, opt_state, info = update(
+                state.weights, state.opt_state, rows, row_mask
+            )
             return SgdState(weights, opt_state, memory), info
 
         keys = jax.random.split(replay_key, hyper.glances)
@@ -95,4 +118,12 @@ def er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
 
 def online(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     """Online: SGD on the incoming rows alone."""
+    return _sgd_learner(problem, hyper, None)
+
+
+def iid(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """IID: Online on the rows of all tasks mixed, an upper bound.
+
+    The rows are mixed by whoever shows them, see ``Method.mixes_tasks``.
+    """
     return _sgd_learner(problem, hyper, None)

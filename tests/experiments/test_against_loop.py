@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from published_loop import run as run_loop
 
-from experiments import benchmarks, presets, runner, train
+from experiments import benchmarks, presets, runner
+from experiments.config import RunConfig
 
 SEEDS = (0, 1, 2, 3)
 
@@ -23,7 +24,7 @@ def test_retained_accuracy_is_that_of_a_plain_loop(method):
         benchmarks.get_benchmark("digits-rotations"), num_tasks=8
     )
     (hyper,) = presets.resolve(benchmark.name, [method])
-    config = train.RunConfig(benchmark, method, SEEDS, hyper)
+    config = RunConfig(benchmark, method, SEEDS, hyper)
     data = benchmarks.load(benchmark, SEEDS)
     inputs = runner.place(data, SEEDS, runner.seed_mesh(1))
     (program,) = runner.compile_programs([config], inputs)

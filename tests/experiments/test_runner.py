@@ -9,9 +9,10 @@ import pytest
 
 import lamaml_jax as lm
 from experiments import benchmarks, presets, runner, train
+from experiments.config import RunConfig, check_config, check_memory, num_meta_updates
 from experiments.data.streams import apply_pixel_map
 from experiments.errors import UserError
-from experiments.models import MLP
+from experiments.models import Network
 
 SEEDS = (0, 1, 2)
 
@@ -25,7 +26,7 @@ def tiny(method="lamaml", seeds=SEEDS, **overrides):
     )
     overrides = {"glances": 2} | overrides
     (hyper,) = presets.resolve("digits-rotations", [method], overrides)
-    return train.RunConfig(benchmark, method, tuple(seeds), hyper)
+    return RunConfig(benchmark, method, tuple(seeds), hyper)
 
 
 def run(config, num_devices=1):
@@ -61,10 +62,10 @@ def test_learning_is_visible_in_the_accuracies(results):
 def test_accuracy_equals_a_plain_evaluation(results):
     config = tiny()
     data = benchmarks.load(config.benchmark, config.seeds)
-    fns = train.make_train(config, train.DataForm(64, 10, 16))
+    fns = train.make_train(config, train.DataForm((64,), 10, 16))
     weights = fns.init_weights(jnp.int32(1))
     images = apply_pixel_map(data.test_images, data.pixel_maps[1, 2]) / 16.0
-    logits = MLP((32,), 10).apply(weights, jnp.asarray(images, jnp.float32))
+    logits = Network((32,), 10).apply(weights, jnp.asarray(images, jnp.float32))
     expected = lm.losses.accuracy(logits, jnp.asarray(data.test_labels))
     assert results[0].accuracy[1, 2] == pytest.approx(float(expected), abs=1e-6)
 
@@ -72,16 +73,14 @@ def test_accuracy_equals_a_plain_evaluation(results):
 def test_training_equals_a_plain_loop_over_batches(results):
     config = tiny()
     data = benchmarks.load(config.benchmark, config.seeds)
-    fns = train.make_train(config, train.DataForm(64, 10, 16))
+    fns = train.make_train(config, train.DataForm((64,), 10, 16))
     shared = train.Shared(
-        jnp.asarray(data.train_images),
-        jnp.asarray(data.train_labels),
-        jax.tree.map(jnp.asarray, runner.chunked_test(data)),
+        *(jnp.asarray(getattr(data, name)) for name in train.Shared._fields)
     )
     stream = train.StreamArrays(
-        jnp.asarray(data.rows[2]), jnp.asarray(data.pixel_maps[2])
+        *(jnp.asarray(getattr(data, name)[2]) for name in train.StreamArrays._fields)
     )
-    state = fns.init(jnp.int32(2), fns.init_weights(jnp.int32(2)))
+    state = fns.init(jnp.int32(2))
     train_task, evaluate = jax.jit(fns.train_task), jax.jit(fns.evaluate)
     for task in range(3):
         state, _ = train_task(shared, stream, jnp.int32(2), state, task)
@@ -110,7 +109,7 @@ def test_batched_seeds_agree_with_seeds_in_turn(results, monkeypatch):
 
 def test_partial_batches_are_learnt(results):
     # 105 rows are ten batches of ten and one of five.
-    assert train.num_meta_updates(tiny()) == 3 * 11 * 2
+    assert num_meta_updates(tiny()) == 3 * 11 * 2
 
 
 def test_a_diverged_seed_is_marked_and_leaves_the_others_alone(results):
@@ -195,9 +194,9 @@ def test_wrong_number_of_devices_is_an_error(num_devices):
 )
 def test_sizes_and_rates_out_of_range_are_errors(overrides, name):
     with pytest.raises(UserError, match=f"^{name}: expected"):
-        train.check_config(tiny(**overrides))
+        check_config(tiny(**overrides))
 
 
 def test_reservoir_larger_than_memory_is_an_error():
     with pytest.raises(UserError, match=r"capacity: 2000000000 rows.*GiB"):
-        train.check_memory(tiny(capacity=2_000_000_000), 64)
+        check_memory(tiny(capacity=2_000_000_000), (64,))

@@ -1,0 +1,118 @@
+"""What a run is told, and whether it can be done."""
+
+import dataclasses
+import math
+import os
+
+from experiments import benchmarks, methods
+from experiments.errors import UserError
+from experiments.hyperparameters import Hyperparameters
+from experiments.models import INITIALIZERS
+
+SETTINGS = ("aware", "agnostic")
+_MAX_TASKS = 10_000
+_RATES = (
+    "step_size_learning_rate",
+    "learning_rate",
+    "step_size_init",
+    "margin",
+    "penalty",
+    "logit_weight",
+    "label_weight",
+    "distillation_weight",
+    "mean_learning_rate",
+)
+_SHARES = ("momentum", "within_rate", "across_rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's numbers."""
+
+    benchmark: benchmarks.Benchmark
+    method: str
+    seeds: tuple[int, ...]
+    hyper: Hyperparameters
+    stream_seed: int | None = None
+    """Decides the transformations of every seed's stream; None: each seed its own."""
+    setting: str = "aware"
+    """Whether the learner is told of tasks and heads are masked by task, one of
+    ``SETTINGS``."""
+    passes: str = "single"
+    """Whose presets these are, single or multi."""
+
+
+def num_meta_updates(config: RunConfig) -> int:
+    """Updates that one seed makes over the whole stream."""
+    benchmark, hyper = config.benchmark, config.hyper
+    num_batches = -(-benchmark.rows_per_task // hyper.batch_size)
+    return benchmark.num_tasks * num_batches * hyper.glances * hyper.epochs
+
+
+def check_config(config: RunConfig) -> None:
+    """Checks sizes and rates before any work.
+
+    Raises:
+        UserError: the first that is out of range.
+    """
+    benchmark, hyper = config.benchmark, config.hyper
+    methods.check_method(config.method)
+    methods.check_setting(
+        config.method,
+        task_aware=config.setting == "aware",
+        own_classes=benchmark.classes_per_task is not None,
+    )
+    limits = {
+        "num_tasks": (benchmark.num_tasks, _MAX_TASKS),
+        "rows_per_task": (benchmark.rows_per_task, 2**31 - 1),
+        "eval_every": (benchmark.eval_every, 2**31 - 1),
+        "batch_size": (hyper.batch_size, benchmark.rows_per_task),
+        "glances": (hyper.glances, 2**31 - 1),
+        "epochs": (hyper.epochs, 2**16),
+        "classes_per_task": (benchmark.classes_per_task, 2**31 - 1),
+        "capacity": (hyper.capacity, 2**31 - 2),
+        "replay_size": (hyper.replay_size, hyper.capacity),
+        "inner_steps": (hyper.inner_steps, hyper.batch_size),
+        "memory_per_task": (hyper.memory_per_task, 2**31 - 2),
+        "fisher_rows": (hyper.fisher_rows, benchmark.rows_per_task),
+        "rounds": (hyper.rounds, 2**31 - 1),
+        "mc_samples": (hyper.mc_samples, 2**31 - 1),
+    }
+    for name, (size, limit) in limits.items():
+        if size is not None and limit is not None and not 1 <= size <= limit:
+            raise UserError(f"{name}: expected 1 to {limit}, received {size}")
+    for name in _RATES:
+        rate = getattr(hyper, name)
+        if rate is not None and not 0 <= rate < math.inf:
+            raise UserError(f"{name}: expected a finite rate >= 0, received {rate}")
+    for name in _SHARES:
+        share = getattr(hyper, name)
+        if share is not None and not 0 <= share <= 1:
+            raise UserError(f"{name}: expected a share in [0, 1], received {share}")
+    for name in ("max_grad_norm", "inner_clip", "std_init"):
+        bound = getattr(hyper, name)
+        if bound is not None and not 0 < bound:
+            raise UserError(f"{name}: expected a number > 0, received {bound}")
+    if hyper.initializer not in INITIALIZERS:
+        raise UserError(
+            f"initializer: expected one of {', '.join(INITIALIZERS)}, received "
+            f"{hyper.initializer!r}"
+        )
+
+
+def check_memory(config: RunConfig, image_shape: tuple[int, ...]) -> None:
+    """Checks that the reservoirs of all seeds fit in this machine's memory.
+
+    Raises:
+        UserError: they do not.
+    """
+    needed = (
+        (config.hyper.capacity or 0) * len(config.seeds) * math.prod(image_shape) * 4
+    )
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise UserError(
+            f"capacity: {config.hyper.capacity} rows for {len(config.seeds)} seeds "
+            f"need {needed / 2**30:.0f} GiB of {present / 2**30:.0f} GiB of memory; "
+            "choose a smaller one"
+        )

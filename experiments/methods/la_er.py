@@ -1,0 +1,136 @@
+"""La-ER: experience replay whose weights move at learned step sizes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import lamaml_jax as lm
+from experiments.hyperparameters import Hyperparameters
+from experiments.methods.problem import Problem
+
+
+class LaErState(NamedTuple):
+    """State of La-ER."""
+
+    weights: lm.Params
+    rule_state: lm.StepSizesState
+    """Step sizes and the state of their optimiser."""
+    reservoir: lm.ReservoirState
+
+
+class LaErInfo(NamedTuple):
+    """What one update reports."""
+
+    loss: jax.Array
+    """Mean query loss at the slow weights before the update, nats."""
+    meta_loss: jax.Array
+    """Query loss after the last inner step, nats."""
+    weight_grad_norm: jax.Array
+    """Global norm of the query gradient before clipping."""
+    step_size_grad_norm: jax.Array
+    """Global norm of the step sizes' meta-gradient before clipping."""
+
+
+def make_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> tuple[Any, Callable]:
+    """Builds one update on given data.
+
+    The step sizes move first, by the meta-gradient of the query loss after the last
+    inner step; then the weights by ``-relu(step_sizes)`` times the clipped gradient of
+    the query loss at the slow weights.
+
+    Args:
+        loss_fn: ``(weights, batch) -> [B]``, nats.
+        hyper: the resolved hyper-parameters.
+
+    Returns:
+        The rule (an optax transformation, for its ``init``), and ``update(weights,
+        rule_state, support, query, support_mask, query_mask) -> weights, rule_state,
+        info`` with support leaves [K, S, ...] and query leaves [Q, ...].
+    """
+    meta_value_and_grad = lm.meta_value_and_grad(
+        loss_fn,
+        objective="last",
+        first_order=hyper.first_order,
+        rectify=hyper.rectify,
+        clip=hyper.inner_clip,
+    )
+    rule = lm.scale_by_step_sizes(
+        hyper.step_size_init, optax.sgd(hyper.step_size_learning_rate)
+    )
+    clip = lm.clip_meta_grads(hyper.max_grad_norm)
+
+    def mean_loss(weights, query, query_mask):
+        return lm.losses.masked_mean(loss_fn(weights, query), query_mask)
+
+    def update(weights, rule_state, support, query, support_mask, query_mask):
+        params = lm.MetaParams(weights, rule_state.step_sizes)
+        (meta_loss, _), meta_grads = meta_value_and_grad(
+            params, support, query, support_mask, query_mask
+        )
+        loss, grads = jax.value_and_grad(mean_loss)(weights, query, query_mask)
+        raw = lm.MetaParams(grads, meta_grads.step_sizes)
+        clipped, _ = clip.update(raw, clip.init(params))
+        moves, rule_state = rule.update(
+            clipped.weights, rule_state, weights, step_size_grads=clipped.step_sizes
+        )
+        info = LaErInfo(loss, meta_loss, *map(optax.tree.norm, raw))
+        return optax.apply_updates(weights, moves), rule_state, info
+
+    return rule, update
+
+
+def la_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """La-ER: ER on the weights, with La-MAML's learned step sizes.
+
+    Rows are offered to the reservoir after the last glance, as published.
+
+    References:
+        Gupta et al. 2020, arXiv:2007.13904, appendix ("La-ER").
+    """
+    reservoir = lm.make_reservoir(
+        hyper.capacity, problem.example, acceptance=hyper.acceptance
+    )
+    rule, update = make_update(problem.loss_fn, hyper)
+
+    def init(key: lm.Key, weights: lm.Params) -> LaErState:
+        del key
+        return LaErState(weights, rule.init(weights), reservoir.init())
+
+    def observe(key, state, batch, mask=None, remember: Any = True):
+        if mask is None:
+            mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        glances_key, add_key = jax.random.split(key)
+
+        def glance(state, inputs):
+            glance_key, is_last = inputs
+            replay_key, shuffle_key = jax.random.split(glance_key)
+            old, old_mask, memory = reservoir.sample_and_add(
+                replay_key,
+                add_key,
+                state.reservoir,
+                hyper.replay_size,
+                batch,
+                mask & remember & is_last,
+            )
+            support, support_mask, _, _ = lm.split_support(
+                shuffle_key, batch, mask, hyper.inner_steps
+            )
+            query, query_mask = lm.join_replay(old, old_mask, batch, mask)
+            weights, rule_state, info = update(
+                state.weights,
+                state.rule_state,
+                support,
+                query,
+                support_mask,
+                query_mask,
+            )
+            return LaErState(weights, rule_state, memory), info
+
+        keys = jax.random.split(glances_key, hyper.glances)
+        is_last = jnp.arange(hyper.glances) == hyper.glances - 1
+        return jax.lax.scan(glance, state, (keys, is_last))
+
+    return lm.Learner(init, observe)
