@@ -81,7 +81,8 @@ def _make_images(benchmark: benchmarks.Benchmark, form: DataForm) -> _Images:
         if not benchmark.mean:
             return images
         mean, std = (
-            jnp.asarray(x, jnp.float32) for x in (benchmark.mean, benchmark.std)
+            jnp.asarray(x, jnp.float32)[None, None, None, :]
+            for x in (benchmark.mean, benchmark.std)
         )
         return (images - mean) / std
 
