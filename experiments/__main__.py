@@ -146,6 +146,21 @@ def run(
             help="Presets for one pass over each task (with glances) or for several."
         ),
     ] = Passes.single,
+    probes: Annotated[
+        bool,
+        typer.Option(
+            "--probes",
+            help="Also take the accuracy at the fast and the slow weights about every "
+            "25 meta-updates through the first five tasks.",
+        ),
+    ] = False,
+    alignment: Annotated[
+        bool,
+        typer.Option(
+            "--alignment",
+            help="Also take the cosines between the gradients of the tasks' losses.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -292,7 +307,8 @@ def run(
         f"rows, seeds {first_seed} to {first_seed + seeds - 1}; results in {out}"
     )
     inputs = runner.place(data, seed_list, runner.seed_mesh(devices))
-    programs = runner.compile_programs(configs, inputs)
+    extras = runner.Extras(probes, alignment)
+    programs = runner.compile_programs(configs, inputs, extras)
     diverged = {}
     for config, folder in zip(configs, folders, strict=True):
         with console.status(f"compiling {config.method}"):

@@ -16,7 +16,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments import benchmarks
 from experiments.config import RunConfig, check_memory
 from experiments.errors import UserError
-from experiments.train import DataForm, Shared, StreamArrays, make_train
+from experiments.train import (
+    DataForm,
+    Shared,
+    StreamArrays,
+    batches_per_part,
+    make_train,
+    step_sizes_of,
+)
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+PROBED_TASKS = 5
 
 
 class TaskResult(NamedTuple):
@@ -30,8 +40,13 @@ class TaskResult(NamedTuple):
     """[S] means over the task of the learner's info; empty for task -1."""
     finite: np.ndarray
     """[S] booleans: all weights are finite."""
+    measures: dict[str, np.ndarray]
+    """``step_size_quantiles`` [S, L, 5] and ``task_alignment`` [S, T, T], where the
+    method and the program have them."""
+    probes: list["Probe"]
+    """Empty unless this task was probed."""
     train_s: float
-    """Wall time of the task's training, seconds."""
+    """Wall time of the task's training (and probes), seconds."""
     train_cpu_s: float
     """Processor time of the task's training, all threads, seconds."""
     evaluate_s: float
@@ -114,6 +129,11 @@ class Program(NamedTuple):
     evaluate: Callable[..., Any]
     subject: Callable[[Any], Any]
     """What of a state is evaluated."""
+    train_part: Callable[..., Any] | None
+    look_ahead: Callable[..., Any] | None
+    """Both None unless probes are wanted and the method takes inner steps."""
+    alignment: Callable[..., Any] | None
+    """None unless wanted."""
     compile_s: float
     """Wall time of tracing and compiling, seconds; the first method's includes what
     methods share."""
@@ -148,7 +168,21 @@ def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> I
     )
 
 
-def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[Program]:
+class Extras(NamedTuple):
+    """What to measure besides accuracies."""
+
+    probes: bool = False
+    """Accuracy at fast and slow weights about every 25 updates of the first tasks."""
+    alignment: bool = False
+    """Cosines between the gradients of the tasks' losses after every evaluation."""
+
+
+NO_EXTRAS = Extras()
+
+
+def compile_programs(
+    configs: Sequence[RunConfig], inputs: Inputs, extras: Extras = NO_EXTRAS
+) -> Iterator[Program]:
     """Compiles the program of each method when it is asked for, ahead of its run.
 
     All are traced before the first is compiled, so that a mistake in any shows at
@@ -158,6 +192,7 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[P
     Args:
         configs: what to run, on one benchmark and the same seeds.
         inputs: from ``place``.
+        extras: what to measure besides accuracies.
 
     Yields:
         One program per configuration.
@@ -185,11 +220,20 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[P
         form = str(jax.tree.structure(subject)) + str(jax.tree.leaves(subject))
         if form not in evaluations:
             evaluations[form] = evaluate.trace(shared, streams, subject, wanted)
-        return (
-            train.trace(shared, streams, seeds, state, jnp.int32(0)),
-            init.trace(seeds),
-            form,
-        )
+        own = {
+            "train": train.trace(shared, streams, seeds, state, jnp.int32(0)),
+            "init": init.trace(seeds),
+        }
+        if extras.probes and step_sizes_of(state) is not None:
+            part = jax.jit(over_seeds(fns.train_part, mesh, "-sss--"), donate_argnums=3)
+            ahead = jax.jit(over_seeds(fns.look_ahead, mesh, "-sss--"))
+            where = jnp.int32(0), jnp.int32(0)
+            own["part"] = part.trace(shared, streams, seeds, state, *where)
+            own["ahead"] = ahead.trace(shared, streams, seeds, state, *where)
+        if extras.alignment:
+            align = jax.jit(over_seeds(fns.alignment, mesh, "-ss"))
+            own["alignment"] = align.trace(shared, streams, state.weights)
+        return own, form
 
     evaluations: dict[str, Any] = {}
     traced = []
@@ -199,15 +243,22 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[P
         except (TypeError, ValueError) as error:
             raise UserError(f"method {config.method!r}: {error}") from error
     compiled: dict[str, Any] = {}
-    for fns, (*own, form) in zip(methods, traced, strict=True):
-        todo = own if form in compiled else [*own, evaluations[form]]
+    for fns, (own, form) in zip(methods, traced, strict=True):
+        todo = own if form in compiled else own | {"evaluate": evaluations[form]}
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            done = list(pool.map(lambda each: each.lower().compile(), todo))
-        train, init, *new = done
-        evaluate = compiled.setdefault(form, *new) if new else compiled[form]
-        fresh_state = functools.partial(init, seeds)
-        compile_s = time.perf_counter() - start
-        yield Program(fresh_state, train, evaluate, fns.subject, compile_s)
+            made = pool.map(lambda each: each.lower().compile(), todo.values())
+            done = dict(zip(todo, made, strict=True))
+        evaluate = compiled.setdefault(form, done.get("evaluate"))
+        yield Program(
+            functools.partial(done["init"], seeds),
+            done["train"],
+            evaluate,
+            fns.subject,
+            done.get("part"),
+            done.get("ahead"),
+            done.get("alignment"),
+            time.perf_counter() - start,
+        )
         start = time.perf_counter()
 
 
@@ -219,6 +270,67 @@ def wanted_tasks(benchmark: benchmarks.Benchmark, task: int) -> np.ndarray:
     wanted = np.zeros(num_tasks, bool)
     wanted[task : task + 2] = True
     return wanted
+
+
+class Probe(NamedTuple):
+    """Accuracies in the middle of a task."""
+
+    task: int
+    num_updates: int
+    """Meta-updates made so far, over all tasks."""
+    slow: np.ndarray
+    """[S] mean accuracy over the tasks seen so far at the slow weights."""
+    fast: np.ndarray
+    """[S] the same at the fast weights after the inner steps on the latest batch."""
+
+
+def _probed_task(config, program, inputs, state, task) -> tuple[Any, Any, list[Probe]]:
+    """Trains one task in parts, and probes after each."""
+    shared, streams, seeds = inputs.shared, inputs.streams, inputs.seeds
+    size = batches_per_part(config)
+    num_batches = -(-config.benchmark.rows_per_task // config.hyper.batch_size)
+    seen = np.arange(config.benchmark.num_tasks) <= task
+    probes, infos = [], []
+    for first in range(0, num_batches, size):
+        where = jnp.int32(task), jnp.int32(first)
+        state, info = program.train_part(shared, streams, seeds, state, *where)
+        infos.append(info)
+        last = jnp.int32(task), jnp.int32(first + size - 1)
+        fast = program.look_ahead(shared, streams, seeds, state, *last)
+        slow_accuracy, fast_accuracy = (
+            jax.device_get(program.evaluate(shared, streams, weights, seen))[0]
+            for weights in (program.subject(state), fast)
+        )
+        num_updates = (task * num_batches + first + size) * config.hyper.glances
+        means = [each[:, seen].mean(axis=1) for each in (slow_accuracy, fast_accuracy)]
+        probes.append(Probe(task, num_updates, *means))
+    info = jax.tree.map(lambda *parts: jnp.mean(jnp.stack(parts), axis=0), *infos)
+    return state, info, probes
+
+
+def step_size_quantiles(state: Any) -> np.ndarray | None:
+    """Summarises the step sizes of every leaf of the weights.
+
+    Args:
+        state: of a learner, over all seeds.
+
+    Returns:
+        [S, L, 5] quantiles at ``QUANTILES``, or None if there are no step sizes.
+    """
+    step_sizes = step_sizes_of(state)
+    if step_sizes is None:
+        return None
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(step_sizes))]
+    flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
+    quantiles = [np.quantile(leaf, QUANTILES, axis=1).T for leaf in flat]
+    return np.stack(quantiles, axis=1)
+
+
+def leaf_names(program: Program) -> list[str]:
+    """Names the leaves of a method's weights, such as ``Dense_0/kernel``."""
+    weights = program.init().weights["params"]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
+    return [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
 
 
 def train(config: RunConfig, program: Program, inputs: Inputs) -> Iterator[TaskResult]:
@@ -233,30 +345,43 @@ def train(config: RunConfig, program: Program, inputs: Inputs) -> Iterator[TaskR
         One ``TaskResult`` per task; a diverged seed has NaN accuracies from then on.
     """
     num_seeds = len(config.seeds)
+    shared, streams, seeds = inputs.shared, inputs.streams, inputs.seeds
     state = program.init()
     for task in range(-1, config.benchmark.num_tasks):
         info: Any = None
+        probes: list[Probe] = []
         start, cpu = time.perf_counter(), time.process_time()
-        if task >= 0:
+        if task >= 0 and task < PROBED_TASKS and program.train_part is not None:
+            state, info, probes = _probed_task(config, program, inputs, state, task)
+        elif task >= 0:
             state, info = program.train_task(
-                inputs.shared, inputs.streams, inputs.seeds, state, jnp.int32(task)
+                shared, streams, seeds, state, jnp.int32(task)
             )
             jax.block_until_ready(state)
         trained, train_cpu_s = time.perf_counter(), time.process_time() - cpu
+        wanted = wanted_tasks(config.benchmark, task)
         accuracy, finite = jax.device_get(
-            program.evaluate(
-                inputs.shared,
-                inputs.streams,
-                program.subject(state),
-                jnp.asarray(wanted_tasks(config.benchmark, task)),
-            )
+            program.evaluate(shared, streams, program.subject(state), wanted)
         )
         means = {} if info is None else jax.device_get(info)._asdict()
+        measures = {}
+        if (quantiles := step_size_quantiles(state)) is not None:
+            measures["step_size_quantiles"] = quantiles
+        if program.alignment is not None and wanted.all():
+            cosines = np.array(program.alignment(shared, streams, state.weights))
+            unseen = np.arange(config.benchmark.num_tasks) > task
+            cosines[:, unseen | unseen[:, None]] = np.nan
+            measures["task_alignment"] = cosines
         yield TaskResult(
             task,
             accuracy[:num_seeds],
             {name: value[:num_seeds] for name, value in means.items()},
             finite[:num_seeds],
+            {name: value[:num_seeds] for name, value in measures.items()},
+            [
+                p._replace(slow=p.slow[:num_seeds], fast=p.fast[:num_seeds])
+                for p in probes
+            ],
             train_s=trained - start,
             train_cpu_s=train_cpu_s,
             evaluate_s=time.perf_counter() - trained,

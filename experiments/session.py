@@ -161,34 +161,31 @@ def run_method(
     """
     wall, cpu = time.perf_counter(), time.process_time()
     run_folder.create(folder, config_record(config), environment())
+    results: list[runner.TaskResult] = []
     rows: list[np.ndarray] = []
-    infos: list[dict[str, np.ndarray]] = []
-    initial = finite = np.zeros(0)
-    train_s = train_cpu_s = evaluate_s = 0.0
+    train_s = 0.0
     with _progress(config, console) as show:
         for result in runner.train(config, program, inputs):
+            results.append(result)
             train_s += result.train_s
-            train_cpu_s += result.train_cpu_s
-            evaluate_s += result.evaluate_s
-            finite = result.finite
             if result.task < 0:
-                initial = result.accuracy
                 continue
             rows.append(result.accuracy)
-            infos.append(result.info)
             retained = runner.running_retained_accuracy(rows, result.task)
             for record in _evaluation_records(
                 config, result.task, result.accuracy, retained
             ):
                 run_folder.append_evaluation(folder, record)
             show(result.task + 1, _note(config, rows, train_s))
-    accuracy = np.stack(rows, axis=1)
+    accuracy, initial = np.stack(rows, axis=1), results[0].accuracy
+    finite = results[-1].finite
     diverged = [s for s, ok in zip(config.seeds, finite, strict=True) if not ok]
+    cpu_s = sum(result.train_cpu_s for result in results)
     timing = {
         "compile_s": program.compile_s,
         "train_s": train_s,
-        "train_cpu_s_per_seed": train_cpu_s / len(inputs.seeds),
-        "evaluate_s": evaluate_s,
+        "train_cpu_s_per_seed": cpu_s / len(inputs.seeds),
+        "evaluate_s": sum(result.evaluate_s for result in results),
         "wall_s": time.perf_counter() - wall,
         "cpu_s": time.process_time() - cpu,
     }
@@ -196,12 +193,36 @@ def run_method(
         "accuracy": accuracy,
         "initial_accuracy": initial,
         "seeds": np.asarray(config.seeds, np.int32),
-        **{
-            f"info_{name}": np.stack([info[name] for info in infos], axis=1)
-            for name in infos[0]
-        },
+        **_measured(results),
     }
-    run_folder.finish(
-        folder, arrays, _summary(accuracy, initial, diverged, config, timing)
-    )
+    summary = _summary(accuracy, initial, diverged, config, timing)
+    if "step_size_quantiles" in arrays:
+        summary["step_size_leaves"] = runner.leaf_names(program)
+    run_folder.finish(folder, arrays, summary)
     return diverged
+
+
+def _measured(results: Sequence[runner.TaskResult]) -> dict[str, np.ndarray]:
+    """Stacks what was measured besides accuracies, seeds first."""
+    arrays = {
+        f"info_{name}": np.stack([result.info[name] for result in results[1:]], axis=1)
+        for name in results[1].info
+    }
+    if "step_size_quantiles" in results[0].measures:
+        quantiles = [result.measures["step_size_quantiles"] for result in results]
+        arrays["step_size_quantiles"] = np.stack(quantiles, axis=1)
+    aligned = [r for r in results[1:] if "task_alignment" in r.measures]
+    if aligned:
+        cosines = [result.measures["task_alignment"] for result in aligned]
+        arrays["task_alignment"] = np.stack(cosines, axis=1)
+        after = [result.task + 1 for result in aligned]
+        arrays["alignment_after"] = np.asarray(after, np.int32)
+    probes = [probe for result in results for probe in result.probes]
+    if probes:
+        for name, field in (("updates", "num_updates"), ("tasks", "task")):
+            values = [getattr(probe, field) for probe in probes]
+            arrays[f"probe_{name}"] = np.asarray(values, np.int32)
+        for name in ("slow", "fast"):
+            values = [getattr(probe, name) for probe in probes]
+            arrays[f"probe_{name}"] = np.stack(values, axis=1)
+    return arrays

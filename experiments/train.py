@@ -15,6 +15,8 @@ from experiments.data.streams import apply_pixel_map
 from experiments.methods.problem import Problem
 from experiments.models import Network, head_mask
 
+_UPDATES_PER_PROBE = 25
+_ALIGNMENT_ROWS = 100
 # Test rows that are evaluated at a time: their activations should stay in cache.
 _TEST_CHUNK, _TEST_CHUNK_CONVOLUTIONS = 1000, 125
 
@@ -42,6 +44,16 @@ class TrainFns(NamedTuple):
     with more."""
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
     """``evaluate(shared, stream, subject, wanted [T]) -> accuracy [T], finite``."""
+    train_part: Callable[..., tuple[Any, Any]]
+    """``train_part(shared, stream, seed, state, task, first) -> state, info``: the
+    ``batches_per_part`` batches from ``first`` on of a task's first epoch; all parts in
+    order are ``train_task`` of one epoch."""
+    look_ahead: Callable[..., lm.Params]
+    """``look_ahead(shared, stream, seed, state, task, index) -> fast_weights`` after
+    the inner steps on batch ``index``, for methods that take inner steps."""
+    alignment: Callable[..., jax.Array]
+    """``alignment(shared, stream, weights) -> [T, T]``, cosines between the gradients
+    of the tasks' losses."""
 
 
 class Shared(NamedTuple):
@@ -127,34 +139,56 @@ def _keys_of(seed: jax.Array) -> tuple[lm.Key, lm.Key, lm.Key]:
     return init_key, learner_key, train_key
 
 
-def _positions(config: RunConfig, train_key, task_key, task, epoch):
+def _task_key(seed: jax.Array, task: jax.Array) -> lm.Key:
+    return jax.random.fold_in(_keys_of(seed)[2], task)
+
+
+def _positions(config: RunConfig, seed, task, epoch) -> tuple[jax.Array, jax.Array]:
     """Which rows an epoch shows: their tasks [R] and places within those [R]."""
     num_tasks, num_rows = config.benchmark.num_tasks, config.benchmark.rows_per_task
     places = jnp.arange(num_rows)
     if methods.METHODS[config.method].mixes_tasks:
         part = task * config.hyper.epochs + epoch
-        order_key = jax.random.fold_in(train_key, part // num_tasks)
+        order_key = jax.random.fold_in(_keys_of(seed)[2], part // num_tasks)
         order = jax.random.permutation(order_key, num_tasks * num_rows)
         chosen = order[(part % num_tasks) * num_rows + places]
         return chosen // num_rows, chosen % num_rows
     if config.hyper.epochs > 1:  # the first shows the stream's own order
-        shuffled = jax.random.permutation(jax.random.fold_in(task_key, epoch), places)
+        order_key = jax.random.fold_in(_task_key(seed, task), epoch)
+        shuffled = jax.random.permutation(order_key, places)
         places = jnp.where(epoch == 0, places, shuffled)
     return jnp.broadcast_to(task, places.shape), places
 
 
-def _make_train_task(
-    config: RunConfig, form: DataForm, learner: lm.Learner
-) -> Callable[..., tuple[Any, Any]]:
-    benchmark, hyper = config.benchmark, config.hyper
-    batch_size, num_rows = hyper.batch_size, benchmark.rows_per_task
-    num_batches = -(-num_rows // batch_size)
-    padding = num_batches * batch_size - num_rows
-    images_of = _make_images(benchmark, form)
+class _Show(NamedTuple):
+    """How rows of the stream reach a learner."""
+
+    epoch: Callable[..., tuple[dict[str, jax.Array], jax.Array]]
+    """``epoch(stream, seed, task, epoch)``: places of the rows of all batches, leaves
+    [N, B], and their mask [N, B]."""
+    rows: Callable[..., tuple[lm.Batch, lm.Key]]
+    """``rows(shared, stream, key, places)``: one batch, and a key not used for it."""
+
+
+def _make_show(config: RunConfig, form: DataForm) -> _Show:
+    num_rows = config.benchmark.rows_per_task
+    batch_size = config.hyper.batch_size
+    padding = -num_rows % batch_size
+    images_of = _make_images(config.benchmark, form)
     mixes = methods.METHODS[config.method].mixes_tasks
 
-    def make_rows(shared, stream, key, tasks, rows):
-        images = shared.train_images[rows]
+    def epoch(stream, seed, task, epoch):
+        tasks, places = _positions(config, seed, task, epoch)
+        batches = jax.tree.map(
+            lambda x: jnp.pad(x, (0, padding), mode="edge").reshape(-1, batch_size),
+            {"task": tasks, "row": stream.rows[tasks, places]},
+        )
+        mask = jnp.arange(num_rows + padding) < num_rows
+        return batches, mask.reshape(-1, batch_size)
+
+    def rows(shared, stream, key, places):
+        tasks = places["task"]
+        images = shared.train_images[places["row"]]
         if mixes:
             images = jax.vmap(lambda image, m: images_of.scale(image[None], m)[0])(
                 images, stream.pixel_maps[tasks]
@@ -162,41 +196,42 @@ def _make_train_task(
         else:
             images = images_of.scale(images, stream.pixel_maps[tasks[0]])
         if images_of.augment is not None:
-            images = images_of.augment(key, images)
-        labels = stream.label_maps[shared.train_labels[rows]]
+            augment_key, key = jax.random.split(key)
+            images = images_of.augment(augment_key, images)
+        labels = stream.label_maps[shared.train_labels[places["row"]]]
         batch = {"image": images_of.normalise(images), "label": labels}
-        return batch | ({"task": tasks} if config.setting == "aware" else {})
+        return batch | ({"task": tasks} if config.setting == "aware" else {}), key
+
+    return _Show(epoch, rows)
+
+
+def _make_train_fns(
+    config: RunConfig, form: DataForm, learner: lm.Learner
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Builds ``train_task`` and ``train_part`` of ``TrainFns``."""
+    hyper = config.hyper
+    show = _make_show(config, form)
+    has_padding = config.benchmark.rows_per_task % hyper.batch_size > 0
+
+    def run(shared, stream, state, key, batches, mask, epoch, first=0):
+        def observe(key, state, places, mask, remember=True):
+            del remember
+            rows, key = show.rows(shared, stream, key, places)
+            return learner.observe(key, state, rows, mask, remember=epoch == 0)
+
+        shown = lm.Learner(learner.init, observe)
+        mask = mask if has_padding else None
+        return lm.observe_stream(shown, key, state, batches, mask, first)
 
     def train_task(shared, stream, seed, state, task):
-        _, _, train_key = _keys_of(seed)
-        task_key = jax.random.fold_in(train_key, task)
+        task_key = _task_key(seed, task)
 
         def run_epoch(state, epoch):
-            tasks, places = _positions(config, train_key, task_key, task, epoch)
-            rows = stream.rows[tasks, places]
-            batches = jax.tree.map(
-                lambda x: jnp.pad(x, (0, padding), mode="edge").reshape(-1, batch_size),
-                {"task": tasks, "row": rows},
-            )
-            mask = (jnp.arange(num_rows + padding) < num_rows).reshape(-1, batch_size)
-
-            def observe(key, state, batch, mask, remember=True):
-                row_key = key
-                if images_of.augment is not None:
-                    row_key, key = jax.random.split(key)
-                rows = make_rows(shared, stream, row_key, batch["task"], batch["row"])
-                return learner.observe(key, state, rows, mask, remember=epoch == 0)
-
             key = task_key
             if hyper.epochs > 1:
                 key = jax.random.fold_in(task_key, hyper.epochs + epoch)
-            return lm.observe_stream(
-                lm.Learner(learner.init, observe),
-                key,
-                state,
-                batches,
-                mask if padding else None,
-            )
+            shown = show.epoch(stream, seed, task, epoch)
+            return run(shared, stream, state, key, *shown, epoch)
 
         if hyper.epochs == 1:
             state, info = run_epoch(state, 0)
@@ -207,7 +242,84 @@ def _make_train_task(
             state = learner.end_task(end_key, state)
         return state, jax.tree.map(lambda x: jnp.mean(x.astype(jnp.float32)), info)
 
-    return train_task
+    def train_part(shared, stream, seed, state, task, first):
+        places, mask = show.epoch(stream, seed, task, 0)
+        places, mask = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, first, batches_per_part(config)),
+            (places, mask),
+        )
+        key = _task_key(seed, task)
+        state, info = run(shared, stream, state, key, places, mask, 0, first)
+        return state, jax.tree.map(lambda x: jnp.mean(x.astype(jnp.float32)), info)
+
+    return train_task, train_part
+
+
+def _make_look_ahead(
+    config: RunConfig, form: DataForm, problem: Problem
+) -> Callable[..., lm.Params]:
+    """Builds ``look_ahead`` of ``TrainFns``."""
+    hyper = config.hyper
+    show = _make_show(config, form)
+
+    def look_ahead(shared, stream, seed, state, task, index):
+        places, mask = show.epoch(stream, seed, task, 0)
+        places, mask = jax.tree.map(lambda x: x[index], (places, mask))
+        key = jax.random.fold_in(_task_key(seed, task), 2**30 + index)
+        rows, key = show.rows(shared, stream, key, places)
+        support, support_mask, _, _ = lm.split_support(
+            key, rows, mask, hyper.inner_steps
+        )
+        fast_weights, _ = lm.adapt(
+            problem.loss_fn,
+            state.weights,
+            step_sizes_of(state),
+            support,
+            support_mask,
+            rectify=hyper.rectify,
+            clip=hyper.inner_clip,
+            first_order=True,
+            adapt_mask=problem.head_fn if config.method == "oml" else None,
+        )
+        return fast_weights
+
+    return look_ahead
+
+
+def _make_alignment(
+    config: RunConfig, form: DataForm, problem: Problem
+) -> Callable[..., jax.Array]:
+    """Builds ``alignment`` of ``TrainFns``, on the first training rows of each task."""
+    images_of = _make_images(config.benchmark, form)
+    num_tasks = config.benchmark.num_tasks
+    num_rows = min(_ALIGNMENT_ROWS, config.benchmark.rows_per_task)
+
+    def alignment(shared, stream, weights):
+        def one(inputs):
+            task, rows, pixel_map = inputs
+            images = images_of.scale(shared.train_images[rows], pixel_map)
+            labels = stream.label_maps[shared.train_labels[rows]]
+            batch = {"image": images_of.normalise(images), "label": labels}
+            return batch | {"task": jnp.full(num_rows, task)}
+
+        rows = stream.rows[:, :num_rows]
+        tasks = jnp.arange(num_tasks, dtype=jnp.int32)
+        batches = jax.lax.map(one, (tasks, rows, stream.pixel_maps))
+        return lm.diagnostics.gradient_alignment(problem.loss_fn, weights, batches)
+
+    return alignment
+
+
+def step_sizes_of(state: Any) -> lm.Params | None:
+    """Returns the step sizes in a learner's state, or None if it has none."""
+    return optax.tree.get(state, "step_sizes", None)
+
+
+def batches_per_part(config: RunConfig) -> int:
+    """Batches between two probes: about 25 meta-updates, a divisor of a task's."""
+    num_batches = -(-config.benchmark.rows_per_task // config.hyper.batch_size)
+    wanted = max(1, _UPDATES_PER_PROBE // config.hyper.glances)
+    return max(n for n in range(1, wanted + 1) if num_batches % n == 0)
 
 
 def _make_evaluate(
@@ -289,5 +401,14 @@ def make_train(config: RunConfig, form: DataForm) -> TrainFns:
         subject = lambda state: state
         scores_fn = make_scores(problem, hyper)
         evaluate = _make_evaluate(config, form, scores_fn, lambda state: state.weights)
-    train_task = _make_train_task(config, form, learner)
-    return TrainFns(init_weights, init, train_task, subject, evaluate)
+    train_task, train_part = _make_train_fns(config, form, learner)
+    return TrainFns(
+        init_weights,
+        init,
+        train_task,
+        subject,
+        evaluate,
+        train_part,
+        _make_look_ahead(config, form, problem),
+        _make_alignment(config, form, problem),
+    )

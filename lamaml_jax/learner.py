@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -95,15 +96,18 @@ def observe_stream(
     state: Any,
     batches: types.Batch,
     masks: types.Mask | None = None,
+    first: chex.Numeric = 0,
 ) -> tuple[Any, Any]:
     """Shows a learner a sequence of batches in one ``jax.lax.scan``.
 
     Args:
         learner: any ``Learner``.
-        key: consumed; batch n is observed with ``jax.random.fold_in(key, n)``.
+        key: batch n is observed with ``jax.random.fold_in(key, first + n)``.
         state: from ``learner.init`` or an earlier call.
         batches: pytree with leaves [N, B, ...].
         masks: [N, B] booleans, True = valid; None takes every row.
+        first: number of batches shown before with the same key, so that a sequence
+            shown in parts gives the same numbers; may be traced.
 
     Returns:
         The new state, and the learner's info stacked along N.
@@ -119,6 +123,6 @@ def observe_stream(
 
     def step(state, inputs):
         n, batch, mask = inputs
-        return learner.observe(jax.random.fold_in(key, n), state, batch, mask)
+        return learner.observe(jax.random.fold_in(key, first + n), state, batch, mask)
 
     return jax.lax.scan(step, state, (jnp.arange(axes[0]), batches, masks))

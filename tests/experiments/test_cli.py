@@ -61,7 +61,23 @@ def test_run_makes_results_table_and_figures(tmp_path):
 
 MISTAKES = {
     "unknown benchmark": (["-b", "mnist"], "unknown benchmark 'mnist'"),
-    "unknown method": (["-m", "gem"], "unknown method 'gem'"),
+    "unknown method": (["-m", "sgd"], "unknown method 'sgd'"),
+    "aware method agnostic": (
+        ["-m", "gem", "--setting", "agnostic"],
+        "'gem' needs task ids",
+    ),
+    "classes in common": (["-m", "icarl"], "no preset for method 'icarl'"),
+    "classes per task": (
+        ["--classes-per-task", "2"],
+        "tasks of digits-rotations share",
+    ),
+    "passes without presets": (["--passes", "multi"], "no preset for method 'lamaml'"),
+    "unknown setting": (["--set", "speed=1"], "--set: expected NAME=VALUE"),
+    "no passes": (["--epochs", "0"], "epochs: expected 1 to"),
+    "share above one": (
+        ["-m", "vrmcl", "--set", "momentum=1.5"],
+        "momentum: expected a share in [0, 1], received 1.5",
+    ),
     "method twice": (["-m", "er", "-m", "er"], "each method once"),
     "no seeds": (["--seeds", "0"], "--seeds"),
     "negative seed": (["--first-seed", "-1"], "--first-seed"),
@@ -143,6 +159,16 @@ def test_list_shows_benchmarks_methods_and_presets(monkeypatch, capsys):
     assert status == 0
     for word in ("mnist-many", "fashion-mnist-rotations", "lamaml", "step_size_init"):
         assert word in out
+
+
+def test_list_of_one_benchmark_shows_its_hyper_parameters_only(monkeypatch, capsys):
+    status, out, _ = call(["list", "cifar100-split"], monkeypatch, capsys)
+    assert status == 0
+    assert "cifar100-split, multi" in out
+    assert "Hyper-parameters on mnist" not in out
+    status, _, err = call(["list", "cifar"], monkeypatch, capsys)
+    assert status == 2
+    assert "unknown benchmark" in err
 
 
 def test_data_list_shows_what_is_ready(tmp_path, monkeypatch, capsys):

@@ -29,10 +29,10 @@ def tiny(method="lamaml", seeds=SEEDS, **overrides):
     return RunConfig(benchmark, method, tuple(seeds), hyper)
 
 
-def run(config, num_devices=1):
+def run(config, num_devices=1, extras=runner.NO_EXTRAS):
     data = benchmarks.load(config.benchmark, config.seeds)
     inputs = runner.place(data, config.seeds, runner.seed_mesh(num_devices))
-    (program,) = runner.compile_programs([config], inputs)
+    (program,) = runner.compile_programs([config], inputs, extras)
     return list(runner.train(config, program, inputs))
 
 
@@ -146,6 +146,61 @@ def test_running_retained_accuracy_needs_every_task_so_far():
     rows = [np.array([[0.8, np.nan, np.nan]]), np.array([[np.nan, 0.6, 0.1]])]
     assert runner.running_retained_accuracy(rows[:1], 0)[0] == pytest.approx(0.8)
     assert np.isnan(runner.running_retained_accuracy(rows, 1)[0])
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return run(tiny(), extras=runner.Extras(probes=True, alignment=True))
+
+
+def test_probes_do_not_change_the_run(results, measured):
+    np.testing.assert_array_equal(accuracies(measured), accuracies(results))
+
+
+def test_probes_take_both_accuracies_through_each_task(measured):
+    # 11 batches of two glances: the largest divisor below 12 is 11, one part a task.
+    assert [[p.task for p in r.probes] for r in measured] == [[], [0], [1], [2]]
+    assert [r.probes[0].num_updates for r in measured[1:]] == [22, 44, 66]
+    for task, result in enumerate(measured[1:]):
+        slow = result.accuracy[:, : task + 1].mean(axis=1)
+        np.testing.assert_allclose(result.probes[0].slow, slow, rtol=1e-6)
+        assert not np.array_equal(result.probes[0].fast, slow)
+
+
+def test_parts_divide_a_task():
+    assert config_parts(rows_per_task=1000, glances=5) == 5
+    assert config_parts(rows_per_task=1000, glances=10) == 2
+    assert config_parts(rows_per_task=70, glances=5) == 1
+
+
+def config_parts(rows_per_task, glances):
+    config = tiny(glances=glances)
+    benchmark = dataclasses.replace(config.benchmark, rows_per_task=rows_per_task)
+    return train.batches_per_part(dataclasses.replace(config, benchmark=benchmark))
+
+
+def test_alignment_is_known_for_pairs_of_learnt_tasks(measured):
+    assert "task_alignment" not in run(tiny())[0].measures
+    for result in measured:
+        cosines = result.measures["task_alignment"]
+        learnt = np.arange(3) <= result.task
+        known = np.isfinite(cosines)
+        assert (known == (learnt & learnt[:, None])).all()
+        diagonal = np.diagonal(cosines, axis1=1, axis2=2)[:, learnt]
+        # a float32 norm over a thousand elements, squared
+        np.testing.assert_allclose(diagonal, 1, atol=1e-5)
+
+
+def test_step_sizes_are_summarised_per_leaf(results):
+    start = results[0].measures["step_size_quantiles"]
+    assert start.shape == (3, 4, 5)
+    np.testing.assert_allclose(start, 0.15, rtol=1e-6)
+    after = results[-1].measures["step_size_quantiles"]
+    assert (np.diff(after, axis=-1) >= 0).all() and (after != start).any()
+
+
+def test_methods_without_step_sizes_have_no_summary():
+    assert run(tiny("er"))[0].measures == {}
 
 
 def test_streams_differ_between_seeds():

@@ -175,9 +175,8 @@ def test_multiple_passes_offer_rows_once_and_change_the_result():
 
 def test_mixed_rows_cover_every_row_once_in_an_epoch():
     config = tiny("iid", passes="multi", epochs=2)
-    key = jax.random.key(0)
     shown = [
-        train._positions(config, key, key, jnp.int32(task), jnp.int32(epoch))
+        train._positions(config, jnp.int32(0), jnp.int32(task), jnp.int32(epoch))
         for task in range(3)
         for epoch in range(2)
     ]
