@@ -16,14 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments import benchmarks
 from experiments.config import RunConfig, check_memory
 from experiments.errors import UserError
-from experiments.train import (
-    DataForm,
-    Shared,
-    StreamArrays,
-    batches_per_part,
-    make_train,
-    step_sizes_of,
-)
+from experiments.feeding import DataForm, Shared, StreamArrays
+from experiments.measures import batches_per_part, step_sizes_of
+from experiments.train import make_train
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 PROBED_TASKS = 5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lamaml_jax as lm
-from experiments import benchmarks, presets, runner, train
+from experiments import benchmarks, feeding, measures, presets, runner, train
 from experiments.config import RunConfig, check_config, check_memory, num_meta_updates
 from experiments.data.streams import apply_pixel_map
 from experiments.errors import UserError
@@ -62,7 +62,7 @@ def test_learning_is_visible_in_the_accuracies(results):
 def test_accuracy_equals_a_plain_evaluation(results):
     config = tiny()
     data = benchmarks.load(config.benchmark, config.seeds)
-    fns = train.make_train(config, train.DataForm((64,), 10, 16))
+    fns = train.make_train(config, feeding.DataForm((64,), 10, 16))
     weights = fns.init_weights(jnp.int32(1))
     images = apply_pixel_map(data.test_images, data.pixel_maps[1, 2]) / 16.0
     logits = Network((32,), 10).apply(weights, jnp.asarray(images, jnp.float32))
@@ -73,12 +73,12 @@ def test_accuracy_equals_a_plain_evaluation(results):
 def test_training_equals_a_plain_loop_over_batches(results):
     config = tiny()
     data = benchmarks.load(config.benchmark, config.seeds)
-    fns = train.make_train(config, train.DataForm((64,), 10, 16))
-    shared = train.Shared(
-        *(jnp.asarray(getattr(data, name)) for name in train.Shared._fields)
+    fns = train.make_train(config, feeding.DataForm((64,), 10, 16))
+    shared = feeding.Shared(
+        *(jnp.asarray(getattr(data, name)) for name in feeding.Shared._fields)
     )
-    stream = train.StreamArrays(
-        *(jnp.asarray(getattr(data, name)[2]) for name in train.StreamArrays._fields)
+    stream = feeding.StreamArrays(
+        *(jnp.asarray(getattr(data, name)[2]) for name in feeding.StreamArrays._fields)
     )
     state = fns.init(jnp.int32(2))
     train_task, evaluate = jax.jit(fns.train_task), jax.jit(fns.evaluate)
@@ -176,7 +176,7 @@ def test_parts_divide_a_task():
 def config_parts(rows_per_task, glances):
     config = tiny(glances=glances)
     benchmark = dataclasses.replace(config.benchmark, rows_per_task=rows_per_task)
-    return train.batches_per_part(dataclasses.replace(config, benchmark=benchmark))
+    return measures.batches_per_part(dataclasses.replace(config, benchmark=benchmark))
 
 
 def test_alignment_is_known_for_pairs_of_learnt_tasks(measured):

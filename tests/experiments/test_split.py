@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lamaml_jax as lm
-from experiments import benchmarks, presets, runner, train
+from experiments import benchmarks, feeding, presets, runner, train
 from experiments.config import RunConfig
 from experiments.data import streams
 from experiments.data.sources import Source
@@ -160,13 +160,13 @@ def test_agnostic_accuracy_is_over_all_classes():
 
 def test_multiple_passes_offer_rows_once_and_change_the_result():
     config = tiny("er", passes="multi", epochs=3)
-    fns = train.make_train(config, train.DataForm((8, 8, 3), 6, 255))
+    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255))
     data = benchmarks.draw(config.benchmark, source(), (0,))
-    shared = train.Shared(
-        *(jnp.asarray(getattr(data, n)) for n in train.Shared._fields)
+    shared = feeding.Shared(
+        *(jnp.asarray(getattr(data, n)) for n in feeding.Shared._fields)
     )
-    stream = train.StreamArrays(
-        *(jnp.asarray(getattr(data, n)[0]) for n in train.StreamArrays._fields)
+    stream = feeding.StreamArrays(
+        *(jnp.asarray(getattr(data, n)[0]) for n in feeding.StreamArrays._fields)
     )
     train_task = jax.jit(fns.train_task)
     state, _ = train_task(shared, stream, jnp.int32(0), fns.init(jnp.int32(0)), 0)
@@ -176,7 +176,7 @@ def test_multiple_passes_offer_rows_once_and_change_the_result():
 def test_mixed_rows_cover_every_row_once_in_an_epoch():
     config = tiny("iid", passes="multi", epochs=2)
     shown = [
-        train._positions(config, jnp.int32(0), jnp.int32(task), jnp.int32(epoch))
+        feeding.positions(config, jnp.int32(0), jnp.int32(task), jnp.int32(epoch))
         for task in range(3)
         for epoch in range(2)
     ]
@@ -191,7 +191,7 @@ def test_evaluation_is_that_of_a_plain_loop():
     config = tiny("online")
     benchmark = config.benchmark
     data = benchmarks.draw(benchmark, source(), (0, 1))
-    fns = train.make_train(config, train.DataForm((8, 8, 3), 6, 255))
+    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255))
     weights = fns.init_weights(jnp.int32(1))
     images = (data.test_images / 255.0 - np.asarray(benchmark.mean)) / benchmark.std
     model = Network((16,), 6, (8,))
@@ -216,7 +216,7 @@ def test_head_mask_marks_the_last_dense_layer():
 
 def test_oml_adapts_the_last_layer_only():
     config = tiny("oml")
-    fns = train.make_train(config, train.DataForm((8, 8, 3), 6, 255))
+    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255))
     weights = fns.init_weights(jnp.int32(0))
     support = {
         "image": jnp.ones((2, 4, 8, 8, 3)),
