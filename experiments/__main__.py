@@ -271,6 +271,11 @@ def run(
         raise UserError(f"--method: each method once, received {', '.join(names)}")
     for name in names:
         methods.check_method(name)
+        methods.check_setting(
+            name,
+            task_aware=setting == Setting.aware,
+            own_classes=chosen.classes_per_task is not None,
+        )
     if not 1 <= seeds <= 10_000 or not 0 <= first_seed < 2**31 - seeds:
         raise UserError(
             "--seeds, --first-seed: expected 1 to 10000 seeds, none negative or over "

@@ -1,8 +1,9 @@
 """La-MAML, look-ahead meta-learning for continual learning, in functional JAX."""
 
-from lamaml_jax import losses, metrics
+from lamaml_jax import diagnostics, losses, metrics
 from lamaml_jax.batching import join_replay, split_support
 from lamaml_jax.clipping import clip_meta_grads
+from lamaml_jax.diagnostics import GradientVariance
 from lamaml_jax.inner import InnerTrace, adapt
 from lamaml_jax.learner import Learner, LearnerState, lamaml_learner, observe_stream
 from lamaml_jax.meta import MetaInfo, meta_value_and_grad
@@ -10,12 +11,18 @@ from lamaml_jax.reservoir import Reservoir, ReservoirState, make_reservoir
 from lamaml_jax.step_sizes import StepSizesState, scale_by_step_sizes
 from lamaml_jax.transform import LamamlInfo, LamamlState, lamaml_transform
 from lamaml_jax.types import Batch, Key, LossFn, Mask, MetaParams, Params
+from lamaml_jax.variance_reduction import (
+    VarianceReduction,
+    VarianceReductionState,
+    variance_reduced,
+)
 from lamaml_jax.variants import cmaml, lamaml, sync_lamaml
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "GradientVariance",
     "InnerTrace",
     "Key",
     "LamamlInfo",
@@ -30,9 +37,12 @@ __all__ = [
     "Reservoir",
     "ReservoirState",
     "StepSizesState",
+    "VarianceReduction",
+    "VarianceReductionState",
     "adapt",
     "clip_meta_grads",
     "cmaml",
+    "diagnostics",
     "join_replay",
     "lamaml",
     "lamaml_learner",
@@ -45,4 +55,5 @@ __all__ = [
     "scale_by_step_sizes",
     "split_support",
     "sync_lamaml",
+    "variance_reduced",
 ]

@@ -72,6 +72,14 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a number > 0, received {value!r}")
 
 
+def check_share(name: str, value: Any) -> None:
+    """Checks a Python number to lie in [0, 1]; arrays pass (values unseen)."""
+    if isinstance(value, bool | str) or jnp.ndim(value) != 0:
+        raise TypeError(f"{name}: expected a number, received {_describe(value)}")
+    if isinstance(value, int | float) and not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], received {value!r}")
+
+
 def check_callable(name: str, value: Any) -> None:
     """Checks that ``value`` can be called."""
     if not callable(value):
@@ -85,6 +93,17 @@ def check_transformation(name: str, value: Any) -> None:
             f"{name}: expected an optax.GradientTransformation, received "
             f"{_describe(value)}"
         )
+
+
+def check_keys(name: str, keys: Any) -> None:
+    """Checks that ``keys`` are one or more typed jax random keys, [N]."""
+    dtype = getattr(keys, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"{name}: expected keys from jax.random.split, received {_describe(keys)}"
+        )
+    if keys.ndim != 1 or keys.shape[0] < 1:
+        raise ValueError(f"{name}: expected shape (N,) with N >= 1, got {keys.shape}")
 
 
 def check_key(name: str, key: Any) -> None:

@@ -30,11 +30,21 @@ MAY_IMPORT = {
             "metrics",
             "reservoir",
             "step_sizes",
+            "variance_reduction",
         )
     },
     "inner": BASE | {"losses"},
     "meta": BASE | {"inner", "losses"},
-    "transform": BASE | {"batching", "clipping", "meta", "reservoir", "step_sizes"},
+    "diagnostics": BASE | {"losses"},
+    "transform": BASE
+    | {
+        "batching",
+        "clipping",
+        "meta",
+        "reservoir",
+        "step_sizes",
+        "variance_reduction",
+    },
     "variants": {"transform", "types"},
     "learner": BASE
     | {
@@ -80,6 +90,10 @@ POSITIONAL = {
     "adapt": ["loss_fn", "weights", "step_sizes", "support", "support_mask"],
     "clip_meta_grads": ["max_norm"],
     "cmaml": ["loss_fn"],
+    "diagnostics.gradient_alignment": ["loss_fn", "weights", "batches", "masks"],
+    "diagnostics.gradient_variance": ["grad_fn", "keys"],
+    "diagnostics.task_gradients": ["loss_fn", "weights", "batches", "masks"],
+    "join_replay": ["replayed", "replay_mask", "batch", "batch_mask"],
     "lamaml": ["loss_fn"],
     "lamaml_learner": ["tx"],
     "lamaml_transform": ["loss_fn"],
@@ -98,9 +112,11 @@ POSITIONAL = {
     "metrics.forward_transfer": ["accuracy", "initial_accuracy"],
     "metrics.learning_accuracy": ["accuracy"],
     "metrics.retained_accuracy": ["accuracy"],
-    "observe_stream": ["learner", "key", "state", "batches", "masks"],
+    "observe_stream": ["learner", "key", "state", "batches", "masks", "first"],
     "scale_by_step_sizes": ["init", "step_size_tx"],
+    "split_support": ["key", "batch", "mask", "inner_steps"],
     "sync_lamaml": ["loss_fn"],
+    "variance_reduced": ["value_and_grad", "momentum"],
 }
 
 

@@ -131,6 +131,7 @@ TRANSFORMS = {
         ),
         batch_data,
     ),
+    "replay_variance_reduced": with_replay(lm.lamaml_transform, momentum=0.5),
     "lamaml": with_replay(lm.lamaml),
     "sync_lamaml": with_replay(lm.sync_lamaml),
     "cmaml": with_replay(lm.cmaml),

@@ -34,6 +34,7 @@ METHODS: dict[str, Method] = {
     "sync": Method(lookahead.sync),
     "cmaml": Method(lookahead.cmaml),
     "la_er": Method(la_er.la_er),
+    "vrmcl": Method(lookahead.vrmcl),
     "oml": Method(lookahead.oml),
     "er": Method(replay.er),
     "derpp": Method(derpp.derpp),

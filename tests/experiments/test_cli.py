@@ -66,7 +66,7 @@ MISTAKES = {
         ["-m", "gem", "--setting", "agnostic"],
         "'gem' needs task ids",
     ),
-    "classes in common": (["-m", "icarl"], "no preset for method 'icarl'"),
+    "classes in common": (["-m", "icarl"], "needs tasks with classes of their own"),
     "classes per task": (
         ["--classes-per-task", "2"],
         "tasks of digits-rotations share",

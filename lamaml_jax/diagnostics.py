@@ -1,0 +1,152 @@
+"""What the gradients of a stream of tasks say about interference and noise."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lamaml_jax import checks, losses, types
+
+
+class GradientVariance(NamedTuple):
+    """Spread of a random gradient."""
+
+    mean: Any
+    """Mean over the draws, the tree of one gradient."""
+    variance: Any
+    """The same tree of scalars: mean over the draws of each leaf's squared distance to
+    its mean."""
+    total_variance: jax.Array
+    """Scalar, the sum of ``variance``."""
+    signal_to_noise: jax.Array
+    """Scalar, norm of the mean over the root of the total variance; infinite if there
+    is none."""
+
+
+def task_gradients(
+    loss_fn: types.LossFn,
+    weights: types.Params,
+    batches: types.Batch,
+    masks: types.Mask | None = None,
+) -> types.Params:
+    """Gradient of the mean loss on each task.
+
+    Args:
+        loss_fn: ``(weights, batch) -> [B]``, nats.
+        weights: any pytree of floating arrays.
+        batches: pytree with leaves [T, B, ...], rows of T tasks.
+        masks: [T, B] booleans, True = valid; None takes every row.
+
+    Returns:
+        Tree like ``weights`` with leaves [T, ...]; zeros for a task without valid rows.
+        One task's activations are held at a time.
+
+    Raises:
+        ValueError: leading axes disagree.
+        TypeError: a weight or loss is not floating, a mask not boolean.
+    """
+    checks.check_callable("loss_fn", loss_fn)
+    checks.check_floating("weights", weights)
+    axes = checks.check_rows("batches", batches, axes=2)
+    if masks is not None:
+        checks.check_mask("masks", masks, axes)
+    grad = jax.grad(lambda w, batch, mask: losses.mean_loss(loss_fn, w, batch, mask))
+    return jax.lax.map(lambda task: grad(weights, *task), (batches, masks))
+
+
+def gradient_alignment(
+    loss_fn: types.LossFn,
+    weights: types.Params,
+    batches: types.Batch,
+    masks: types.Mask | None = None,
+) -> jax.Array:
+    """Cosines of the angles between the gradients of the tasks' losses.
+
+    Positive entries are tasks that a step on one helps the other with, negative ones
+    are tasks that interfere. All T gradients are held at once.
+
+    Args:
+        loss_fn: ``(weights, batch) -> [B]``, nats.
+        weights: any pytree of floating arrays.
+        batches: pytree with leaves [T, B, ...], rows of T tasks.
+        masks: [T, B] booleans, True = valid; None takes every row.
+
+    Returns:
+        [T, T] in [-1, 1] up to rounding, symmetric; rows and columns of a task with a
+        zero gradient are 0.
+
+    Raises:
+        ValueError: leading axes disagree.
+        TypeError: a weight or loss is not floating, a mask not boolean.
+
+    References:
+        Gupta et al. 2020, arXiv:2007.13904, section 3; Riemer et al. 2019,
+        arXiv:1810.11910.
+    """
+    grads = task_gradients(loss_fn, weights, batches, masks)
+    dtype = jnp.result_type(float)
+
+    def products(leaf):
+        flat = leaf.reshape(leaf.shape[0], -1).astype(dtype)
+        return jnp.matmul(flat, flat.T, precision="highest")
+
+    gram = jnp.sum(jnp.stack([products(leaf) for leaf in jax.tree.leaves(grads)]), 0)
+    norms = jnp.sqrt(jnp.diagonal(gram))
+    scale = norms[:, None] * norms[None, :]
+    return jnp.where(scale > 0, gram / jnp.where(scale > 0, scale, 1), 0)
+
+
+def gradient_variance(
+    grad_fn: Callable[[types.Key], Any], keys: types.Key
+) -> GradientVariance:
+    """Mean and variance of a random gradient, such as a meta-gradient over replay.
+
+    Two gradients are held at a time, whatever the number of draws (Welford's method).
+    Of ``MetaParams``, ``variance`` tells weights and step sizes apart.
+
+    Args:
+        grad_fn: ``key -> gradient``, any pytree of floating arrays.
+        keys: [N] typed keys, one per draw, at least 1.
+
+    Returns:
+        A ``GradientVariance``, the variance divided by N.
+
+    Raises:
+        ValueError: ``keys`` has no leading axis or no entry.
+        TypeError: ``keys`` are no typed keys.
+    """
+    checks.check_callable("grad_fn", grad_fn)
+    checks.check_keys("keys", keys)
+    form = jax.eval_shape(grad_fn, keys[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), form)
+    scalars = jax.tree.map(lambda x: jnp.zeros((), x.dtype), form)
+
+    def add(carry, inputs):
+        mean, squares = carry
+        count, key = inputs
+        grads = grad_fn(key)
+        new_mean = jax.tree.map(
+            lambda m, g: m + (g - m) / count.astype(g.dtype), mean, grads
+        )
+        squares = jax.tree.map(
+            lambda s, g, old, new: s + jnp.sum((g - old) * (g - new)),
+            squares,
+            grads,
+            mean,
+            new_mean,
+        )
+        return (new_mean, squares), None
+
+    num_draws = keys.shape[0]
+    counts = jnp.arange(1, num_draws + 1)
+    (mean, squares), _ = jax.lax.scan(add, (zeros, scalars), (counts, keys))
+    variance = jax.tree.map(lambda s: s / num_draws, squares)
+    dtype = jnp.result_type(float)
+    parts = [leaf.astype(dtype) for leaf in jax.tree.leaves(variance)]
+    total = jnp.sum(jnp.stack(parts))
+    noise = jnp.sqrt(total)
+    signal = optax.tree.norm(mean).astype(dtype)
+    ratio = jnp.where(noise > 0, signal / jnp.where(noise > 0, noise, 1), jnp.inf)
+    return GradientVariance(mean, variance, total, ratio)
