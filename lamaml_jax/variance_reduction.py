@@ -73,7 +73,13 @@ def variance_reduced(
         # Buffers of its own, so that weights and state can be donated together.
         before = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return VarianceReductionState(*before, *zeros, jnp.zeros((), jnp.int32))
+        return VarianceReductionState(
+            before.weights,
+            before.step_sizes,
+            zeros.weights,
+            zeros.step_sizes,
+            jnp.zeros((), jnp.int32),
+        )
 
     def apply(params, state, *data):
         value, grads = value_and_grad(params, *data)
@@ -87,7 +93,13 @@ def variance_reduced(
             return jnp.where(is_first, grad, grad + share * (running - before))
 
         grads = jax.tree.map(correct, grads, running, grads_before)
-        state = VarianceReductionState(*params, *grads, state.num_updates + 1)
+        state = VarianceReductionState(
+            params.weights,
+            params.step_sizes,
+            grads.weights,
+            grads.step_sizes,
+            state.num_updates + 1,
+        )
         return value, grads, state
 
     return VarianceReduction(init, apply)
