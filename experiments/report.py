@@ -7,9 +7,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.markup import escape
 
-from experiments import figures, run_folder, tables
+from experiments import comparison, figures, pages, run_folder, tables
 from experiments.rows import make_rows
-from experiments.run_folder import NothingToReportError, RunFolderError
+from experiments.run_folder import RunFolderError
 
 
 class ReportFiles(NamedTuple):
@@ -17,6 +17,10 @@ class ReportFiles(NamedTuple):
 
     table_md: Path
     table_csv: Path
+    comparison_md: Path
+    comparison_csv: Path
+    page: Path
+    """Everything in one HTML file."""
     figures: tuple[Path, ...]
     skipped: tuple[str, ...]
     """Why each run that is not in the tables is not, in a sentence."""
@@ -33,19 +37,20 @@ def make_report(
         console: where the tables are printed; standard output if None.
 
     Returns:
-        The files, and why runs were left out: those that are unfinished or diverged
-        on every seed are named in the tables' place, not silently dropped.
+        The files, and why runs were left out: those that are unfinished, damaged, of
+        another version or diverged on every seed are named below the tables, not
+        silently dropped.
 
     Raises:
-        RunFolderError: a path without runs, no run with a result, a damaged run, or an
-            ``out_dir`` that cannot be written to.
+        RunFolderError: a path without runs, no run with a result, or an ``out_dir``
+            that cannot be written to.
     """
     console = Console() if console is None else console
     runs, skipped = [], []
     for folder in run_folder.find(paths):
         try:
             runs.append(run_folder.read(folder))
-        except NothingToReportError as error:
+        except RunFolderError as error:
             skipped.append(str(error))
     if not runs:
         raise RunFolderError("no run to report on: " + "; ".join(skipped))
@@ -55,10 +60,31 @@ def make_report(
     table_md, table_csv = out_dir / "table.md", out_dir / "table.csv"
     run_folder.write_file(table_md, tables.markdown(rows, skipped).encode())
     run_folder.write_file(table_csv, tables.comma_separated(rows).encode())
+    compared = comparison.compare(rows)
+    comparison_md, comparison_csv = (
+        out_dir / f"comparison.{ending}" for ending in ("md", "csv")
+    )
+    run_folder.write_file(comparison_md, comparison.markdown(compared).encode())
+    run_folder.write_file(comparison_csv, comparison.comma_separated(rows).encode())
     tables.show(rows, skipped, console)
     written: list[Path] = []
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
         entries = [row.entry for row in rows if row.benchmark == benchmark]
         written += figures.write(out_dir, benchmark, entries)
+    all_tables = [(each.title, comparison.table(each)) for each in compared]
+    all_tables.append(("All figures", tables.lines(rows)))
+    notes = [comparison.NOTE, tables.NOTE]
+    notes += [f"Not in the tables: {reason}." for reason in skipped]
+    pictures = [path for path in written if path.suffix == ".png"]
+    page = out_dir / "report.html"
+    run_folder.write_file(page, pages.page(all_tables, pictures, notes).encode())
     console.print(f"tables and figures are in {escape(str(out_dir))}", soft_wrap=True)
-    return ReportFiles(table_md, table_csv, tuple(written), tuple(skipped))
+    return ReportFiles(
+        table_md,
+        table_csv,
+        comparison_md,
+        comparison_csv,
+        page,
+        tuple(written),
+        tuple(skipped),
+    )

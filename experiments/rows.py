@@ -106,6 +106,8 @@ def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
     method = run.config["method"]
     name = styles.NAMES.get(method, method)
     percent = [100 * run.summary[metric][used] for metric in METRICS]
+    if method in styles.MIXED:
+        percent[1:] = [np.full_like(percent[0], np.nan)] * 3
     label = f"{name} ({suffix})" if suffix else name
     missing = "" if used.all() else f" [{used.sum()} of {used.size} seeds]"
     entry = Entry(
@@ -116,14 +118,27 @@ def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
         percent[0],
         percent[1],
         published.look_up(run.config),
+        {
+            name: array[used] if len(array) == used.size and array.ndim > 1 else array
+            for name, array in run.arrays.items()
+            if name.startswith(("probe_", "step_size_", "task_align", "alignment_"))
+        },
+        tuple(run.summary.get("step_size_leaves", ())),
     )
     cpu_s = run.summary["timing"].get("train_cpu_s_per_seed")
     spreads = tuple(map(spread, percent))
     return Row(benchmark, label, run, spreads, int(used.sum()), cpu_s, entry)
 
 
+def protocol(config: dict[str, Any]) -> str:
+    """Names what is compared: the benchmark, with its passes and setting if unusual."""
+    usual = (("passes", "single"), ("setting", "aware"))
+    other = [config[key] for key, value in usual if config[key] != value]
+    return "-".join([config["benchmark"], *other])
+
+
 def make_rows(runs: Sequence[Run]) -> list[Row]:
-    """Groups runs by benchmark and length, labels them, and sorts each group by RA.
+    """Groups runs by protocol and length, labels them, and sorts each group by RA.
 
     Args:
         runs: from ``run_folder.read``.
@@ -134,7 +149,7 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
     """
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
-        key = run.config["benchmark"], run.config["num_tasks"]
+        key = protocol(run.config), run.config["num_tasks"]
         groups.setdefault(key, []).append(run)
     rows = []
     for (benchmark, num_tasks), group in sorted(groups.items()):

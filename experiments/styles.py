@@ -18,7 +18,10 @@ NAMES = {
     "metabgd": "Meta-BGD",
     "vrmcl": "VR-MCL",
     "derpp": "DER++",
+    "oml": "OML",
 }
+MIXED = frozenset({"iid"})
+"""Methods that see all tasks mixed: of their figures only RA means something."""
 
 
 class Style(NamedTuple):
@@ -29,7 +32,7 @@ class Style(NamedTuple):
 
 
 # Okabe and Ito's colours, told apart under all common colour vision deficiencies, less
-# their yellow, which is faint on white, and with a grey. Fifteen methods share them;
+# their yellow, which is faint on white, and with a grey. Sixteen methods share them;
 # two of the same colour differ in marker.
 _ORANGE, _SKY, _GREEN, _BLACK = "#E69F00", "#56B4E9", "#009E73", "#000000"
 _BLUE, _VERMILLION, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
@@ -49,5 +52,6 @@ STYLES = {
     "metabgd": Style(_SKY, "D"),
     "vrmcl": Style(_BLUE, "P"),
     "derpp": Style(_GREEN, "D"),
+    "oml": Style(_PURPLE, "D"),
 }
 OTHER = Style(_GREY, "*")

@@ -41,28 +41,38 @@ def _authors(row: Row, name: str) -> str:
     return ", ".join(texts)
 
 
-def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:
-    """Rounded figures beside the published ones, settings and remarks."""
+def lines(rows: Sequence[Row]) -> list[list[str]]:
+    """Rounded figures beside the published ones, settings, remarks; heading first."""
     head = ["benchmark", "method", "RA %", *_HEADINGS[1:], "seeds", "authors' RA %"]
     head += ["authors' BTI", "capacity", "glances", "train CPU s per seed", "remark"]
-    lines = [head, ["---"] * 2 + ["---:"] * 5 + ["---"] * 2 + ["---:"] * 3 + ["---"]]
+    found = [head]
     for row in rows:
         config = row.run.config
         settings = [str(config.get(key, "")) for key in ("capacity", "glances")]
         cpu = "" if row.cpu_s is None else f"{row.cpu_s:.1f}"
         others = [_authors(row, "ra"), _authors(row, "bti")]
         cells = [row.benchmark, row.label, *map(str, row.spreads), str(row.num_used)]
-        lines.append([*cells, *others, *settings, cpu, _remark(row)])
+        found.append([*cells, *others, *settings, cpu, _remark(row)])
+    return found
+
+
+NOTE = (
+    "Mean ± sample standard deviation over seeds. RA: accuracy over all tasks at the "
+    "end; BTI: its change since each task was learnt, divided by the number of tasks; "
+    "LA: accuracy right after learning; FWT: gain on a task before learning it, over "
+    "the untrained model. BTI and FWT in percentage points."
+)
+
+
+def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:
+    """The table of ``lines``, what its columns mean, and what is not in it."""
+    head, *body = lines(rows)
+    rule = ["---"] * 2 + ["---:"] * 5 + ["---"] * 2 + ["---:"] * 3 + ["---"]
     text = "".join(
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n"
-        for line in lines
+        for line in [head, rule, *body]
     )
-    text += (
-        "\nMean ± sample standard deviation over seeds. RA: accuracy over all tasks at "
-        "the end; BTI: its change since each task was learnt, divided by the number "
-        "of tasks; LA: accuracy right after learning; FWT: gain on a task before "
-        "learning it, over the untrained model. BTI and FWT in percentage points.\n"
-    )
+    text += f"\n{NOTE}\n"
     return text + "".join(f"\nNot in the table: {reason}.\n" for reason in skipped)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import lamaml_jax as lm
 from experiments.errors import UserError
 from experiments.hyperparameters import Hyperparameters
-from experiments.methods import derpp, la_er, lookahead, replay
+from experiments.methods import derpp, ewc, icarl, la_er, lookahead, replay
 from experiments.methods.problem import Problem
 
 
@@ -38,6 +38,13 @@ METHODS: dict[str, Method] = {
     "oml": Method(lookahead.oml),
     "er": Method(replay.er),
     "derpp": Method(derpp.derpp),
+    "icarl": Method(
+        icarl.icarl,
+        needs_tasks=True,
+        needs_own_classes=True,
+        make_scores=icarl.icarl_scores,
+    ),
+    "ewc": Method(ewc.ewc, needs_tasks=True),
     "online": Method(replay.online),
     "iid": Method(replay.iid, mixes_tasks=True),
 }

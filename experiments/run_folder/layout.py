@@ -19,3 +19,17 @@ class RunFolderError(UserError):
 
 class NothingToReportError(RunFolderError):
     """The run is sound as far as it goes, but has no result: unfinished or diverged."""
+
+
+# What a configuration means where an earlier program did not write it.
+DEFAULTS = {
+    "setting": "aware",
+    "passes": "single",
+    "epochs": 1,
+    "initializer": "kaiming",
+    "classes_per_task": None,
+    "channels": [],
+    "augment": [],
+    "mean": [],
+    "std": [],
+}

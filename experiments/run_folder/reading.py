@@ -23,6 +23,19 @@ _AGAIN = "restore it from a copy, or run again with --overwrite"
 _TOLERANCE = 1e-5
 
 
+# Optional arrays that come together, and their axes.
+_MEASURES = (
+    {
+        "probe_updates": ("P",),
+        "probe_tasks": ("P",),
+        "probe_slow": ("S", "P"),
+        "probe_fast": ("S", "P"),
+    },
+    {"step_size_quantiles": ("S", "T+1", "L", "5")},
+    {"alignment_after": ("E",), "task_alignment": ("S", "E", "T", "T")},
+)
+
+
 class Run(NamedTuple):
     """A complete run."""
 
@@ -112,7 +125,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise _bad(folder, layout.CONFIG, f"names a seed twice: {seeds}")
     if not (_whole(num_tasks) and num_tasks >= 1):
         raise _bad(folder, layout.CONFIG, f"has no valid num_tasks: {num_tasks!r}")
-    return config
+    for key in ("setting", "passes"):
+        if not isinstance(config.get(key, ""), str):
+            raise _bad(folder, layout.CONFIG, f"has no valid {key}: {config[key]!r}")
+    if "inner_steps" in config:  # all early runs with inner steps were of one head
+        config.setdefault("rectify", True)
+    return layout.DEFAULTS | config
 
 
 def _read_arrays(folder: Path, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -147,7 +165,36 @@ def _read_arrays(folder: Path, config: Mapping[str, Any]) -> dict[str, np.ndarra
             raise _bad(folder, layout.ARRAYS, f"has {name} outside 0 to 1")
     if arrays["seeds"].tolist() != config["seeds"]:
         raise _bad(folder, layout.ARRAYS, f"has other seeds than {layout.CONFIG}")
+    _check_measures(folder, arrays, count, tasks)
     return arrays
+
+
+def _check_measures(
+    folder: Path, arrays: Mapping[str, np.ndarray], count: int, tasks: int
+) -> None:
+    """Checks the shapes of what may have been measured along the run."""
+    sizes = {"S": count, "T": tasks, "T+1": tasks + 1, "5": 5}
+    for group in _MEASURES:
+        if not any(name in arrays for name in group):
+            continue
+        for name, axes in group.items():
+            if name not in arrays:
+                raise _bad(folder, layout.ARRAYS, f"has no array {name}")
+            array = arrays[name]
+            shape = array.shape
+            known = dict(sizes) if name == next(iter(group)) else sizes
+            for axis, size in zip(axes, shape, strict=False):
+                known.setdefault(axis, size)
+            sizes = known
+            if shape != tuple(sizes.get(axis) for axis in axes):
+                expected = ", ".join(axes)
+                raise _bad(
+                    folder,
+                    layout.ARRAYS,
+                    f"has {name} of shape {shape}, expected [{expected}]",
+                )
+            if array.dtype.kind != ("i" if axes in (("P",), ("E",)) else "f"):
+                raise _bad(folder, layout.ARRAYS, f"has {name} of dtype {array.dtype}")
 
 
 def _recomputed(accuracy: np.ndarray, initial: np.ndarray) -> dict[str, np.ndarray]:
@@ -181,6 +228,15 @@ def _read_summary(
         s in config["seeds"] for s in diverged
     ):
         raise _bad(folder, layout.SUMMARY, f"has no valid diverged_seeds: {diverged!r}")
+    leaves = summary.get("step_size_leaves", [])
+    if "step_size_quantiles" in arrays and not (
+        isinstance(leaves, list)
+        and len(leaves) == arrays["step_size_quantiles"].shape[2]
+        and all(isinstance(leaf, str) for leaf in leaves)
+    ):
+        raise _bad(
+            folder, layout.SUMMARY, f"has no name for each step size leaf: {leaves!r}"
+        )
     if not isinstance(timing, dict):
         raise _bad(folder, layout.SUMMARY, f"has no valid timing: {timing!r}")
     return summary

@@ -1,72 +1,25 @@
-"""Figures of a benchmark's runs; matplotlib is imported when the first is drawn."""
+"""Accuracies: bars of RA and BTI, curves over tasks, and matrices."""
 
-import io
-import textwrap
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from experiments import run_folder
-from experiments.published import PAPER, Published
-from experiments.styles import OTHER, STYLES, Style
-
-DPI = 150
-WIDTH_IN = 6.75
-_LINES = ("-", "--", ":", "-.")
-_RC = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8.5,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "legend.fontsize": 7.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "legend.frameon": False,
-    "svg.hashsalt": "lamaml_jax",
-}
-
-
-class Entry(NamedTuple):
-    """One run as a figure shows it: its seeds that have a result, best RA first."""
-
-    label: str
-    method: str
-    variant: int
-    """0 for the first run of a method, 1 for the next."""
-    accuracy: np.ndarray
-    """[S, T, T] fractions."""
-    retained_accuracy: np.ndarray
-    """[S] percent."""
-    backward_transfer_interference: np.ndarray
-    """[S] percentage points."""
-    published: tuple[Published, ...]
-
-    @property
-    def style(self) -> Style:
-        """Colour and marker of the method."""
-        return STYLES.get(self.method, OTHER)
-
-
-def _figure(height_in: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
-
-
-def _wrap(label: str, width: int = 24) -> str:
-    if len(label) > width:  # a setting in brackets begins a line of its own
-        label = label.replace(" (", "\n(").replace(" [", "\n[")
-    return "\n".join(textwrap.fill(line, width) for line in label.split("\n"))
+from experiments.figures.common import (
+    LINES,
+    WIDTH_IN,
+    Entry,
+    figure,
+    task_ticks,
+    wrap,
+)
+from experiments.published import PAPER
 
 
 def _draw_bars(axes: Any, entries: Sequence[Entry], values: Sequence[np.ndarray]):
     for place, (entry, value) in enumerate(zip(entries, values, strict=True)):
+        if np.isnan(value).any():  # means nothing for this method
+            continue
         mean, color = value.mean(), entry.style.color
         axes.barh(place, mean, height=0.76, color=color, alpha=0.5, linewidth=0)
         if len(value) > 1:
@@ -120,13 +73,13 @@ def bars(title: str, entries: Sequence[Entry]) -> Any:
     Returns:
         A matplotlib figure, ``WIDTH_IN`` wide.
     """
-    figure = _figure(1.15 + 0.34 * len(entries))
-    left, right = figure.subplots(1, 2, sharey=True)
+    page = figure(1.15 + 0.34 * len(entries))
+    left, right = page.subplots(1, 2, sharey=True)
     _draw_bars(left, entries, [e.retained_accuracy for e in entries])
     _draw_bars(right, entries, [e.backward_transfer_interference for e in entries])
     _draw_published(left, entries, "ra")
     _draw_published(right, entries, "bti")
-    left.set_yticks(range(len(entries)), [_wrap(e.label) for e in entries])
+    left.set_yticks(range(len(entries)), [wrap(e.label) for e in entries])
     left.set_ylim(len(entries) - 0.4, -0.6)
     left.set_xlim(left=0)
     left.set_xlabel("retained accuracy RA (%)")
@@ -136,18 +89,14 @@ def bars(title: str, entries: Sequence[Entry]) -> Any:
     right.spines.left.set_visible(False)
     for axes in (left, right):
         axes.tick_params(axis="y", length=0)
-    figure.suptitle(title, fontsize=9)
+    page.suptitle(title, fontsize=9)
     seed = left.scatter([], [], s=8, color="white", edgecolor="black", linewidth=0.5)
     handles, labels = left.get_legend_handles_labels()
     named = {"one seed": seed, **dict(zip(labels, handles, strict=True))}
-    figure.legend(
+    page.legend(
         named.values(), named.keys(), loc="outside lower center", ncols=len(named)
     )
-    return figure
-
-
-def _task_ticks(num_tasks: int) -> list[int]:
-    return sorted({1, *np.linspace(0, num_tasks, 5).round().astype(int)[1:].tolist()})
+    return page
 
 
 def evaluated(accuracy: np.ndarray) -> np.ndarray:
@@ -162,8 +111,8 @@ def evaluated(accuracy: np.ndarray) -> np.ndarray:
 
 def curves(title: str, entries: Sequence[Entry]) -> Any:
     """Draws the mean accuracy over the tasks learnt so far, with its sd over seeds."""
-    figure = _figure(3.0)
-    axes = figure.subplots()
+    page = figure(3.0)
+    axes = page.subplots()
     for entry in entries:
         tasks = evaluated(entry.accuracy)
         means = 100 * np.stack(
@@ -175,11 +124,11 @@ def curves(title: str, entries: Sequence[Entry]) -> Any:
             middle,
             color=color,
             marker=entry.style.marker,
-            linestyle=_LINES[entry.variant % len(_LINES)],
+            linestyle=LINES[entry.variant % len(LINES)],
             markerfacecolor="white" if entry.variant else color,
             markersize=3.5,
             linewidth=1.3,
-            label=_wrap(entry.label),
+            label=wrap(entry.label),
         )
         if len(means) > 1:
             sd = means.std(axis=0, ddof=1)
@@ -188,10 +137,10 @@ def curves(title: str, entries: Sequence[Entry]) -> Any:
             )
     axes.set_xlabel("number of tasks learnt")
     axes.set_ylabel("mean accuracy on the tasks learnt (%)")
-    axes.set_xticks(_task_ticks(entries[0].accuracy.shape[-1]))
+    axes.set_xticks(task_ticks(entries[0].accuracy.shape[-1]))
     axes.set_title(title)
-    figure.legend(loc="outside right center", handlelength=2.4)
-    return figure
+    page.legend(loc="outside right center", handlelength=2.4)
+    return page
 
 
 def _draw_matrix(axes: Any, accuracy: np.ndarray, norm: Any) -> Any:
@@ -210,8 +159,8 @@ def _draw_matrix(axes: Any, accuracy: np.ndarray, norm: Any) -> Any:
     )
     axes.set_ylim(num_tasks + 0.5, 0.5)
     axes.set_aspect("equal")
-    axes.set_xticks(_task_ticks(num_tasks))
-    axes.set_yticks(_task_ticks(num_tasks))
+    axes.set_xticks(task_ticks(num_tasks))
+    axes.set_yticks(task_ticks(num_tasks))
     return mesh
 
 
@@ -221,11 +170,11 @@ def matrices(title: str, entries: Sequence[Entry]) -> Any:
 
     rows = -(-len(entries) // 5)
     columns = -(-len(entries) // rows)
-    titles = [_wrap(entry.label, 18) for entry in entries]
+    titles = [wrap(entry.label, 18) for entry in entries]
     title_in = 0.25 + 0.13 * max(text.count("\n") for text in titles)
     panel_in = (WIDTH_IN - 1.35) / max(columns, 3) - 0.15
-    figure = _figure(0.68 + rows * (title_in + panel_in))
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    page = figure(0.68 + rows * (title_in + panel_in))
+    panels = page.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     means = [100 * entry.accuracy.mean(axis=0) for entry in entries]
     lowest = min(np.nanmin(np.where(np.tri(len(m)) > 0, m, np.nan)) for m in means)
     norm = Normalize(10 * np.floor(lowest / 10), 100)
@@ -235,45 +184,8 @@ def matrices(title: str, entries: Sequence[Entry]) -> Any:
     for axes, text, mean in zip(panels.flat, titles, means, strict=False):
         mesh = _draw_matrix(axes, mean, norm)
         axes.set_title(text)
-    figure.colorbar(mesh, ax=panels, label="accuracy (%)", shrink=0.8, aspect=25)
-    figure.supxlabel("task evaluated", fontsize=8)
-    figure.supylabel("number of tasks learnt", fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    return figure
-
-
-KINDS: dict[str, Callable[[str, Sequence[Entry]], Any]] = {
-    "bars": bars,
-    "curves": curves,
-    "tasks": matrices,
-}
-
-
-def write(out_dir: Path, title: str, entries: Sequence[Entry]) -> list[Path]:
-    """Draws every kind of figure of one benchmark and writes it as PNG and SVG.
-
-    Args:
-        out_dir: an existing folder.
-        title: the benchmark; begins the file names.
-        entries: its runs, best first.
-
-    Returns:
-        The files; the same entries give the same bytes.
-
-    Raises:
-        RunFolderError: a file cannot be written.
-    """
-    from matplotlib import rc_context
-
-    files = []
-    with rc_context(_RC):
-        for kind, draw in KINDS.items():
-            figure = draw(title, entries)
-            for suffix in ("png", "svg"):
-                path = out_dir / f"{title}_{kind}.{suffix}"
-                buffer = io.BytesIO()
-                metadata = {"Date": None} if suffix == "svg" else None
-                figure.savefig(buffer, format=suffix, metadata=metadata)
-                run_folder.write_file(path, buffer.getvalue())
-                files.append(path)
-    return files
+    page.colorbar(mesh, ax=panels, label="accuracy (%)", shrink=0.8, aspect=25)
+    page.supxlabel("task evaluated", fontsize=8)
+    page.supylabel("number of tasks learnt", fontsize=8)
+    page.suptitle(title, fontsize=9)
+    return page

@@ -1,0 +1,144 @@
+"""Methods against benchmarks, in the layout of the paper's tables 1 and 3."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.rows import Row, Spread
+from experiments.styles import NAMES
+
+# Benchmarks that stand in one table, by the beginning of their names.
+_FAMILIES = (
+    ("MNIST", ("mnist-",)),
+    ("CIFAR-100 and Tiny ImageNet", ("cifar100-", "tinyimagenet-")),
+    ("Fashion-MNIST", ("fashion-mnist-",)),
+    ("Digits", ("digits-",)),
+)
+_OTHER = "Other benchmarks"
+
+
+class Comparison(NamedTuple):
+    """One table: a row per method, a pair of columns per benchmark."""
+
+    title: str
+    benchmarks: tuple[str, ...]
+    labels: tuple[str, ...]
+    cells: dict[tuple[str, str], Row]
+    """By label and benchmark."""
+
+
+def _family(benchmark: str) -> str:
+    for title, beginnings in _FAMILIES:
+        if benchmark.startswith(beginnings):
+            return title
+    return _OTHER
+
+
+def compare(rows: Sequence[Row]) -> list[Comparison]:
+    """Sorts the rows of a report into comparisons.
+
+    Args:
+        rows: from ``rows.make_rows``.
+
+    Returns:
+        One comparison per family of benchmarks, those of the paper first; methods in
+        the order of ``styles.NAMES``, runs of other settings after their method.
+    """
+    titles = [title for title, _ in _FAMILIES] + [_OTHER]
+    order = list(NAMES)
+
+    def rank(row: Row) -> tuple[int, str]:
+        method = row.entry.method
+        return (order.index(method) if method in order else len(order), row.label)
+
+    found = []
+    for title in titles:
+        part = [row for row in rows if _family(row.benchmark) == title]
+        if part:
+            labels = dict.fromkeys(row.label for row in sorted(part, key=rank))
+            benchmarks = dict.fromkeys(row.benchmark for row in part)
+            cells = {(row.label, row.benchmark): row for row in part}
+            found.append(Comparison(title, tuple(benchmarks), tuple(labels), cells))
+    return found
+
+
+def _text(spread: Spread, count: int) -> str:
+    if np.isnan(spread.mean):
+        return "-"
+    sd = "" if np.isnan(spread.sd) else f" ± {spread.sd:.1f}"
+    return f"{spread.mean:z.1f}{sd} ({count})"
+
+
+def _published(row: Row, name: str) -> str:
+    values = [getattr(figure, name) for figure in row.entry.published]
+    known = [f"{value:.1f}" for value in values if not np.isnan(value)]
+    return f" [{', '.join(known)}]" if known else ""
+
+
+def table(comparison: Comparison) -> list[list[str]]:
+    """Returns the texts of a comparison, its heading first."""
+    head = ["method"]
+    for benchmark in comparison.benchmarks:
+        head += [f"{benchmark} RA %", f"{benchmark} BTI"]
+    lines = [head]
+    for label in comparison.labels:
+        line = [label]
+        for benchmark in comparison.benchmarks:
+            row = comparison.cells.get((label, benchmark))
+            if row is None:
+                line += ["", ""]
+                continue
+            for spread, name in zip(row.spreads[:2], ("ra", "bti"), strict=True):
+                line.append(_text(spread, row.num_used) + _published(row, name))
+        lines.append(line)
+    return lines
+
+
+NOTE = (
+    "Mean ± sample standard deviation (number of seeds) [figures of others: the "
+    "authors' code, their figures, the paper]. RA: accuracy over all tasks at the end, "
+    "percent; BTI: its change since each task was learnt, percentage points."
+)
+
+
+def markdown(comparisons: Sequence[Comparison]) -> str:
+    """Every comparison as a Markdown table under its title."""
+    parts = []
+    for comparison in comparisons:
+        lines = table(comparison)
+        lines.insert(1, ["---"] + ["---:"] * (len(lines[0]) - 1))
+        escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+        text = "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+        parts.append(f"## {comparison.title}\n\n{text}")
+    return "\n".join([*parts, NOTE + "\n"])
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """One line per method and benchmark with the published figures, full precision."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    head = ["table", "benchmark", "method", "ra_mean", "ra_sd", "bti_mean", "bti_sd"]
+    writer.writerow([*head, "num_seeds", "others_ra", "others_bti", "others_source"])
+
+    def known(value):
+        return "" if np.isnan(value) else repr(float(value))
+
+    for row in rows:
+        spreads = [known(value) for pair in row.spreads[:2] for value in pair]
+        others = row.entry.published
+        writer.writerow(
+            [
+                _family(row.benchmark),
+                row.benchmark,
+                row.label,
+                *spreads,
+                row.num_used,
+                "; ".join(known(other.ra) for other in others),
+                "; ".join(known(other.bti) for other in others),
+                "; ".join(other.source for other in others),
+            ]
+        )
+    return buffer.getvalue()

@@ -1,0 +1,252 @@
+"""GEM and A-GEM: past tasks' gradients, taken on a memory of each, constrain a step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+import lamaml_jax as lm
+from experiments.errors import UserError
+from experiments.hyperparameters import Hyperparameters
+from experiments.methods.problem import Problem
+from experiments.methods.projection import end_of, project, project_on_mean
+from experiments.methods.ring import RingMemory, init_memory, store
+
+
+class EpisodicState(NamedTuple):
+    """State of GEM and A-GEM."""
+
+    weights: lm.Params
+    memory: RingMemory
+
+
+class EpisodicInfo(NamedTuple):
+    """What one update reports."""
+
+    loss: jax.Array
+    """Mean loss of the incoming rows before the update, nats."""
+    grad_norm: jax.Array
+    """Global norm of their gradient before clipping."""
+    violations: jax.Array
+    """int32, constraints that the clipped gradient violates: of GEM's, one for each
+    past task; of A-GEM's, one in all."""
+
+
+class Gradient(NamedTuple):
+    """A gradient as one vector."""
+
+    loss: jax.Array
+    """Mean loss of the rows it was taken on, nats."""
+    norm: jax.Array
+    """Global norm before clipping."""
+    clipped: jax.Array
+    """[P]."""
+
+
+GradientFn = Callable[[lm.Params, lm.Batch, lm.Mask], Gradient]
+
+
+def clipped_gradient(
+    loss_fn: lm.LossFn,
+    max_norm: float,
+    weights: lm.Params,
+    rows: lm.Batch,
+    mask: lm.Mask,
+) -> Gradient:
+    """Gradient of the mean loss of the valid rows, clipped by its global norm.
+
+    The factor is ``min(1, max_norm / (norm + 1e-6))``, as published. No valid row gives
+    a loss and a gradient of 0.
+    """
+    loss, grads = jax.value_and_grad(
+        lambda weights: lm.losses.mean_loss(loss_fn, weights, rows, mask)
+    )(weights)
+    flat, _ = ravel_pytree(grads)
+    norm = jnp.linalg.norm(flat)
+    return Gradient(loss, norm, flat * jnp.minimum(1, max_norm / (norm + 1e-6)))
+
+
+def _gradient_fn(loss_fn: lm.LossFn, hyper: Hyperparameters) -> GradientFn:
+    return functools.partial(clipped_gradient, loss_fn, hyper.max_grad_norm)
+
+
+def _visit_past(gradient_fn, weights, memory, is_past, carry, visit):
+    """Hands each past task's clipped gradient to ``visit(task, gradient, carry)``.
+
+    Tasks after the last one that is past cost nothing; one before it that is not past
+    gives a gradient of 0.
+    """
+    places = jnp.arange(jax.tree.leaves(memory.rows)[0].shape[1])
+
+    def body(task, carry):
+        rows = jax.tree.map(lambda x: x[task], memory.rows)
+        mask = (places < memory.num_stored[task]) & is_past[task]
+        return visit(task, gradient_fn(weights, rows, mask).clipped, carry)
+
+    return jax.lax.fori_loop(0, end_of(is_past), body, carry)
+
+
+def past_gradients(
+    gradient_fn: GradientFn,
+    weights: lm.Params,
+    memory: RingMemory,
+    is_past: jax.Array,
+    past: jax.Array,
+) -> jax.Array:
+    """Writes the clipped gradients of past tasks into the rows of ``past`` [T, P]."""
+
+    def visit(task, gradient, past):
+        return past.at[task].set(gradient)
+
+    return _visit_past(gradient_fn, weights, memory, is_past, past, visit)
+
+
+def mean_past_gradient(
+    gradient_fn: GradientFn,
+    weights: lm.Params,
+    memory: RingMemory,
+    is_past: jax.Array,
+) -> jax.Array:
+    """Mean [P] over past tasks of their clipped gradients; 0 if there are none."""
+    zeros = jnp.zeros_like(ravel_pytree(weights)[0])
+    total = _visit_past(
+        gradient_fn, weights, memory, is_past, zeros, lambda _, one, sum_: sum_ + one
+    )
+    return total / jnp.maximum(jnp.sum(is_past), 1).astype(total.dtype)
+
+
+def _descend(weights, rate, gradient, direction, violations):
+    flat, unravel = ravel_pytree(weights)
+    info = EpisodicInfo(gradient.loss, gradient.norm, violations)
+    return unravel(flat - rate * direction), info
+
+
+def gem_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]:
+    """Builds GEM's update on given rows and memory.
+
+    Args:
+        loss_fn: ``(weights, batch) -> [B]``, nats.
+        hyper: the resolved hyper-parameters.
+
+    Returns:
+        ``update((weights, past), batch, mask, memory, is_past) -> (weights, past),
+        info``. ``past`` [T, P] comes back with the gradients of past tasks; what it
+        held is written over, so that no update need clear so large an array.
+    """
+    gradient_fn = _gradient_fn(loss_fn, hyper)
+
+    def update(carry, batch, mask, memory, is_past):
+        weights, past = carry
+        gradient = gradient_fn(weights, batch, mask)
+        past = past_gradients(gradient_fn, weights, memory, is_past, past)
+        found = project(gradient.clipped, past, is_past, hyper.margin)
+        weights, info = _descend(
+            weights, hyper.learning_rate, gradient, found.gradient, found.violations
+        )
+        return (weights, past), info
+
+    return update
+
+
+def agem_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]:
+    """Builds A-GEM's update on given rows and memory.
+
+    Args:
+        loss_fn: ``(weights, batch) -> [B]``, nats.
+        hyper: the resolved hyper-parameters.
+
+    Returns:
+        ``update((weights,), batch, mask, memory, is_past) -> (weights,), info``.
+    """
+    gradient_fn = _gradient_fn(loss_fn, hyper)
+
+    def update(carry, batch, mask, memory, is_past):
+        (weights,) = carry
+        gradient = gradient_fn(weights, batch, mask)
+        reference = mean_past_gradient(gradient_fn, weights, memory, is_past)
+        direction, violation = project_on_mean(gradient.clipped, reference)
+        weights, info = _descend(
+            weights, hyper.learning_rate, gradient, direction, violation
+        )
+        return (weights,), info
+
+    return update
+
+
+def _check(name: str, problem: Problem, hyper: Hyperparameters) -> None:
+    if not problem.is_task_aware:
+        raise UserError(
+            f"{name}: needs task ids, which the task-agnostic setting hides"
+        )
+    if hyper.memory_per_task is None or hyper.memory_per_task < 1:
+        raise UserError(
+            f"memory_per_task: expected at least 1, received {hyper.memory_per_task}"
+        )
+
+
+def _learner(problem: Problem, hyper: Hyperparameters, start, update) -> lm.Learner:
+    """Keeps a memory of every task and updates ``glances`` times per batch.
+
+    ``start(weights)`` is what the updates on one batch carry, the weights first.
+    """
+
+    def init(key: lm.Key, weights: lm.Params) -> EpisodicState:
+        del key
+        memory = init_memory(problem.num_tasks, hyper.memory_per_task, problem.example)
+        return EpisodicState(weights, memory)
+
+    def observe(key, state, batch, mask=None, remember: Any = True):
+        del key
+        if mask is None:
+            mask = jnp.ones(batch["label"].shape[0], bool)
+        task = batch["task"][0]
+        memory = store(state.memory, batch, mask & remember, task)
+        is_past = memory.num_stored > 0
+        is_past &= jnp.arange(problem.num_tasks) != task
+
+        (weights, *_), info = jax.lax.scan(
+            lambda carry, _: update(carry, batch, mask, memory, is_past),
+            start(state.weights),
+            length=hyper.glances,
+        )
+        return EpisodicState(weights, memory), info
+
+    return lm.Learner(init, observe)
+
+
+def gem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """GEM: no step may raise the loss of a past task's memory, to first order.
+
+    Every task keeps its latest ``memory_per_task`` rows, stored before the first glance
+    at them. ``margin`` pulls a projected step towards the past tasks' descent.
+
+    References:
+        Lopez-Paz and Ranzato 2017, arXiv:1706.08840. Gradients are clipped as in Gupta
+        et al. 2020, arXiv:2007.13904: each on its own, and not after the projection.
+    """
+    if hyper.margin is None or hyper.margin < 0:
+        raise UserError(f"margin: expected at least 0, received {hyper.margin}")
+    _check("gem", problem, hyper)
+
+    def start(weights):
+        flat, _ = ravel_pytree(weights)
+        return weights, jnp.zeros((problem.num_tasks, flat.size), flat.dtype)
+
+    return _learner(problem, hyper, start, gem_update(problem.loss_fn, hyper))
+
+
+def agem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """A-GEM: GEM with one constraint, the mean of the past tasks' gradients.
+
+    The mean is taken over tasks, of gradients on the whole memory of each, clipped one
+    by one; the article takes the gradient of some rows drawn from all memories.
+
+    References:
+        Chaudhry et al. 2019, arXiv:1812.00420.
+    """
+    _check("agem", problem, hyper)
+    update = agem_update(problem.loss_fn, hyper)
+    return _learner(problem, hyper, lambda weights: (weights,), update)
