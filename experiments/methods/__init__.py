@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import lamaml_jax as lm
 from experiments.errors import UserError
 from experiments.hyperparameters import Hyperparameters
-from experiments.methods import derpp, ewc, icarl, la_er, lookahead, replay
+from experiments.methods import derpp, episodic, ewc, icarl, la_er, lookahead, replay
 from experiments.methods.problem import Problem
 
 
@@ -38,6 +38,8 @@ METHODS: dict[str, Method] = {
     "oml": Method(lookahead.oml),
     "er": Method(replay.er),
     "derpp": Method(derpp.derpp),
+    "gem": Method(episodic.gem, needs_tasks=True),
+    "agem": Method(episodic.agem, needs_tasks=True),
     "icarl": Method(
         icarl.icarl,
         needs_tasks=True,
