@@ -12,6 +12,9 @@ from experiments.run_folder import METRICS, Run
 
 # What may differ between runs without making one a variant of the other.
 _NOT_SETTINGS = {"format_version", "benchmark", "method", "seeds", "description"}
+# Measured along a run: the same for all seeds, and with a leading seed axis.
+_SHARED = ("probe_updates", "probe_tasks", "alignment_after")
+_BY_SEED = ("probe_slow", "probe_fast", "step_size_quantiles", "task_alignment")
 
 
 class Spread(NamedTuple):
@@ -118,11 +121,8 @@ def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
         percent[0],
         percent[1],
         published.look_up(run.config),
-        {
-            name: array[used] if len(array) == used.size and array.ndim > 1 else array
-            for name, array in run.arrays.items()
-            if name.startswith(("probe_", "step_size_", "task_align", "alignment_"))
-        },
+        {name: run.arrays[name] for name in _SHARED if name in run.arrays}
+        | {name: run.arrays[name][used] for name in _BY_SEED if name in run.arrays},
         tuple(run.summary.get("step_size_leaves", ())),
     )
     cpu_s = run.summary["timing"].get("train_cpu_s_per_seed")

@@ -1,6 +1,5 @@
 """Replays the authors' stored updates of ER and La-ER, number for number."""
 
-
 import jax
 import pytest
 import stored_updates as su

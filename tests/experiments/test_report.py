@@ -163,11 +163,51 @@ class TestTable:
         with pytest.raises(run_folder.RunFolderError, match="no run to report on"):
             make(tmp_path, lost)
 
-    def test_a_damaged_run_is_an_error(self, tmp_path):
+    def test_damaged_runs_and_other_versions_are_named_and_skipped(self, tmp_path):
+        broken = write_run(tmp_path / "er")
+        (broken / "arrays.npz").write_bytes(b"PK")
+        other = write_run(tmp_path / "new", "new", format_version=99)
+        sound = write_run(tmp_path / "lamaml", "lamaml")
+        files, shown = make(tmp_path, sound, broken, other)
+        assert [row["label"] for row in table_rows(files)] == ["La-MAML"]
+        for text in (shown, files.table_md.read_text(), files.page.read_text()):
+            text = " ".join(text.split())
+            assert "arrays.npz is damaged" in text
+            assert "has format_version 99" in text
+
+    def test_only_damaged_runs_are_an_error(self, tmp_path):
         broken = write_run(tmp_path / "er")
         (broken / "arrays.npz").write_bytes(b"PK")
         with pytest.raises(run_folder.RunFolderError, match=r"arrays\.npz is damaged"):
-            make(tmp_path, write_run(tmp_path / "lamaml", "lamaml"), broken)
+            make(tmp_path, broken)
+
+    def test_passes_and_settings_are_never_mixed(self, tmp_path):
+        folders = [
+            write_run(tmp_path / str(i), **config)
+            for i, config in enumerate(
+                [
+                    {},
+                    {"passes": "single", "setting": "aware", "epochs": 1},
+                    {"passes": "multi", "epochs": 10},
+                    {"setting": "agnostic"},
+                ]
+            )
+        ]
+        files, _ = make(tmp_path, *folders)
+        assert [(row["benchmark"], row["label"]) for row in table_rows(files)] == [
+            ("digits-rotations", "ER (0)"),  # the same settings, one not written down
+            ("digits-rotations", "ER (1)"),
+            ("digits-rotations-agnostic", "ER"),
+            ("digits-rotations-multi", "ER"),
+        ]
+
+    def test_of_mixed_tasks_only_retained_accuracy_is_shown(self, tmp_path):
+        files, _ = make(tmp_path, write_run(tmp_path / "iid", "iid"))
+        (row,) = table_rows(files)
+        assert float(row["ra_mean"]) == pytest.approx(65, abs=1e-4)
+        assert (row["bti_mean"], row["la_mean"], row["fwt_mean"]) == ("", "", "")
+        assert "| 65.0 ± 5.0 | n/a | n/a | n/a |" in files.table_md.read_text()
+        assert "| IID | 65.0 ± 5.0 (3) | - |" in files.comparison_md.read_text()
 
     def test_an_output_that_cannot_be_made_is_an_error(self, tmp_path):
         (tmp_path / "out").write_text("in the way")
@@ -198,6 +238,63 @@ class TestTable:
         assert "La-MAML " in shown
         assert "30.0 ± 28.3 -19.0 ± 26.9" in shown
         assert "77.1 / -8.8" in shown
+
+
+@pytest.mark.usefixtures("no_figures")
+class TestComparison:
+    def runs(self, tmp_path):
+        accuracy = np.full((2, 20, 20), 0.5, np.float32)
+        accuracy[:, -1] = 0.4
+        config = {
+            k: v for k, v in ROTATIONS.items() if k not in ("method", "num_tasks")
+        }
+        other = config | {"benchmark": "mnist-permutations"}
+        start = accuracy[:, 0]
+        return [
+            write_run(tmp_path / "a", "lamaml", accuracy, start, **config),
+            write_run(tmp_path / "b", "new", accuracy, start, **other),
+            write_run(tmp_path / "c", "er", accuracy[:1], start[:1], **other),
+            write_run(tmp_path / "d", "er"),
+        ]
+
+    def test_methods_are_rows_and_benchmarks_pairs_of_columns(self, tmp_path):
+        files, _ = make(tmp_path, *self.runs(tmp_path))
+        text = files.comparison_md.read_text()
+        mnist, digits = text.index("## MNIST\n"), text.index("## Digits\n")
+        lines = text[mnist:digits].splitlines()
+        assert lines[2] == (
+            "| method | mnist-permutations RA % | mnist-permutations BTI | "
+            "mnist-rotations RA % | mnist-rotations BTI |"
+        )
+        # RA 40; BTI: 19 of 20 tasks lose 10 points. One seed has no sd.
+        assert lines[4:7] == [
+            "| La-MAML |  |  | 40.0 ± 0.0 (2) [77.1, 77.4] | -9.5 ± 0.0 (2) [-8.8] |",
+            "| ER | 40.0 (1) [66.8] | -9.5 (1) [-17.0] |  |  |",
+            "| new | 40.0 ± 0.0 (2) | -9.5 ± 0.0 (2) |  |  |",
+        ]
+
+    def test_csv_has_a_line_per_method_and_benchmark(self, tmp_path):
+        files, _ = make(tmp_path, *self.runs(tmp_path))
+        lines = list(csv.DictReader(io.StringIO(files.comparison_csv.read_text())))
+        assert len(lines) == 4
+        by_key = {(line["benchmark"], line["method"]): line for line in lines}
+        lamaml = by_key["mnist-rotations", "La-MAML"]
+        assert lamaml["others_source"] == "authors' code; paper"
+        assert lamaml["others_ra"].endswith("; 77.42")
+        assert by_key["digits-rotations", "ER"]["table"] == "Digits"
+
+    def test_page_is_whole_in_itself_and_escapes_what_runs_say(self, tmp_path):
+        runs = self.runs(tmp_path)
+        odd = [
+            write_run(tmp_path / name / "er<b>&", "er", glances=glances)
+            for name, glances in (("x", 1), ("y", 1))
+        ]
+        files, _ = make(tmp_path, *runs, *odd)
+        text = files.page.read_text()
+        assert "<b>" not in text and "er&lt;b&gt;&amp;" in text
+        for word in ("<script", "http:", "https:", "<link", 'src="/'):
+            assert word not in text
+        assert "77.1, 77.4" in text
 
 
 class TestVariants:
@@ -315,6 +412,7 @@ class TestFigures:
             width, height = struct.unpack(">II", data[16:24])
             assert width == int(figures.DPI * figures.WIDTH_IN)
             assert 200 < height < 600
+        assert files.page.read_text().count("data:image/png;base64,") == 3
 
     def entry(self, accuracy, method="er", label="ER"):
         last = 100 * accuracy[:, -1].mean(1)
@@ -351,18 +449,92 @@ class TestFigures:
         drawn = {line.get_label(): line.get_xdata()[0] for line in left.lines}
         assert drawn[published.PAPER] == 77.42
 
+    def test_bars_leave_out_what_means_nothing(self):
+        entry = self.entry(np.full((2, 2, 2), 0.5))
+        entry = entry._replace(backward_transfer_interference=np.full(2, NAN))
+        left, right = figures.bars("x", [entry]).axes
+        assert len(left.patches) == 1 and len(right.patches) == 0
+
+    def measured(self, method="lamaml", num_seeds=2):
+        """Three tasks; probes at two points of each of the first two."""
+        ramp = np.arange(num_seeds)[:, None] / 10
+        quantiles = np.zeros((num_seeds, 4, 2, 5))
+        quantiles[:, 1:] = np.linspace(-0.1, 0.3, 5)
+        cosines = np.full((num_seeds, 3, 3, 3), NAN)
+        cosines[:, 0, 0, 0] = 1
+        cosines[:, 1, :2, :2] = [[1, -0.5], [-0.5, 1]]
+        cosines[:, 2] = [[1, 0.1, 0.2], [0.1, 1, 0.6], [0.2, 0.6, 1]]
+        entry = self.entry(np.full((num_seeds, 3, 3), 0.5), method, method)
+        return entry._replace(
+            leaves=("Dense_0/bias", "Dense_0/kernel"),
+            measures={
+                "probe_updates": np.array([10, 20, 30, 40]),
+                "probe_tasks": np.array([0, 0, 1, 1]),
+                "probe_slow": np.add(ramp, [[0.2, 0.4, 0.5, 0.6]]),
+                "probe_fast": np.add(ramp, [[0.1, 0.2, 0.3, 0.4]]),
+                "step_size_quantiles": quantiles,
+                "task_alignment": cosines,
+                "alignment_after": np.array([1, 2, 3]),
+            },
+        )
+
+    @pytest.mark.parametrize("num_seeds", [1, 2])
+    def test_probes_show_slow_and_fast_weights_and_where_tasks_end(self, num_seeds):
+        entry = self.measured(num_seeds=num_seeds)
+        axes = figures.probes("x", [entry, self.entry(entry.accuracy)]).axes
+        assert len(axes) == 1  # a run without probes has no panel
+        end, slow, fast = axes[0].lines
+        assert end.get_xdata() == [20, 20]
+        shift = 5 * (num_seeds - 1)
+        np.testing.assert_allclose(slow.get_ydata(), np.add([20, 40, 50, 60], shift))
+        np.testing.assert_allclose(fast.get_ydata(), np.add([10, 20, 30, 40], shift))
+
+    def test_step_sizes_show_the_median_of_each_leaf(self):
+        axes = figures.step_sizes("x", [self.measured()]).axes
+        assert [each.get_title() for each in axes] == list(self.measured().leaves)
+        np.testing.assert_allclose(axes[0].lines[0].get_ydata(), [0, 0.1, 0.1, 0.1])
+
+    def test_frozen_step_sizes_are_not_drawn(self):
+        entry = self.measured("cmaml")
+        same = np.full((2, 4, 2, 5), 0.1)
+        frozen = entry._replace(measures={"step_size_quantiles": same})
+        assert figures.step_sizes("x", [frozen]) is None
+
+    def test_alignment_is_the_mean_cosine_of_pairs_and_of_the_newest(self):
+        pairs, newest = figures.alignment("x", [self.measured()]).axes
+        np.testing.assert_allclose(pairs.lines[0].get_xdata(), [2, 3])
+        np.testing.assert_allclose(pairs.lines[0].get_ydata(), [-0.5, 0.3])
+        np.testing.assert_allclose(newest.lines[0].get_ydata(), [-0.5, 0.4])
+
+    def test_what_was_not_measured_is_not_drawn(self):
+        entries = [self.entry(np.full((2, 3, 3), 0.5))]
+        for draw in (figures.probes, figures.step_sizes, figures.alignment):
+            assert draw("x", entries) is None
+
+    def test_measures_of_a_diverged_seed_are_left_out(self, tmp_path):
+        folder = write_run(tmp_path / "er", lost=[1])
+        run = run_folder.read(folder)
+        # as many probes as seeds, to tell the axes apart
+        extra = {
+            "probe_updates": np.arange(3),
+            "probe_slow": np.arange(9.0).reshape(3, 3),
+        }
+        (row,) = rows.make_rows([run._replace(arrays=run.arrays | extra)])
+        assert row.entry.measures["probe_updates"].tolist() == [0, 1, 2]
+        assert row.entry.measures["probe_slow"][:, 0].tolist() == [0, 6]
+
     @pytest.mark.parametrize("num_tasks", [1, 100])
     def test_streams_of_any_length_can_be_drawn(self, num_tasks):
         accuracy = np.full((1, num_tasks, num_tasks), 0.5, np.float32)
-        for draw in figures.KINDS.values():
+        for draw in (figures.bars, figures.curves, figures.matrices):
             figure = draw("x", [self.entry(accuracy)])
             figure.draw_without_rendering()
             ticks = figure.axes[0].get_xticks()
             assert draw is figures.bars or {1, num_tasks} <= set(ticks)
 
-    def test_fifteen_methods_look_different_and_keep_their_colour(self):
+    def test_all_methods_look_different_and_keep_their_colour(self):
         assert styles.STYLES.keys() == styles.NAMES.keys()
-        assert len(set(styles.STYLES.values())) == len(styles.STYLES) == 15
+        assert len(set(styles.STYLES.values())) == len(styles.STYLES) == 16
         main = [styles.STYLES[m].color for m in ("lamaml", "cmaml", "sync", "er")]
         assert main == ["#D55E00", "#0072B2", "#56B4E9", "#009E73"]
         used = {style.color for style in styles.STYLES.values()}

@@ -82,13 +82,70 @@ def edit(folder, file, **changes):
 
 def test_a_run_reads_back_as_written(folder):
     run = run_folder.read(folder)
-    assert run.config == CONFIG
+    assert run.config == run_folder.layout.DEFAULTS | CONFIG
     assert run.environment == {"device": "cpu"}
     np.testing.assert_array_equal(run.accuracy, ACCURACY)
     np.testing.assert_array_equal(run.initial_accuracy, INITIAL)
     assert run.seeds.tolist() == SEEDS
     np.testing.assert_array_equal(run.summary["forward_transfer"], [0.4, NAN])
     assert run_folder.has_result(run).tolist() == [True, True]
+
+
+MEASURES = {
+    "probe_updates": np.array([25, 50, 75]),
+    "probe_tasks": np.array([0, 0, 1]),
+    "probe_slow": np.full((2, 3), 0.5),
+    "probe_fast": np.full((2, 3), 0.4),
+    "step_size_quantiles": np.full((2, 3, 4, 5), 0.1),
+    "alignment_after": np.array([1, 2]),
+    "task_alignment": np.full((2, 2, 2, 2), NAN),
+}
+LEAVES = {"step_size_leaves": ["a", "b", "c", "d"]}
+
+
+def test_what_was_measured_is_read(tmp_path):
+    folder = write_run(
+        tmp_path, run_arrays=arrays(**MEASURES), run_summary=summary(**LEAVES)
+    )
+    run = run_folder.read(folder)
+    for name, array in MEASURES.items():
+        np.testing.assert_array_equal(run.arrays[name], array)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"probe_slow": np.ones((3, 3))}, "has probe_slow of shape (3, 3)"),
+        ({"probe_fast": np.ones((2, 4))}, "has probe_fast of shape (2, 4)"),
+        ({"probe_tasks": np.ones(3)}, "has probe_tasks of dtype float64"),
+        ({"probe_fast": None}, "has no array probe_fast"),
+        ({"step_size_quantiles": np.ones((2, 2, 4, 5))}, "has step_size_quantiles of"),
+        ({"step_size_quantiles": np.ones((2, 3, 4))}, "has step_size_quantiles of"),
+        ({"task_alignment": np.ones((2, 3, 2, 2))}, "has task_alignment of shape"),
+        ({"alignment_after": None}, "has no array alignment_after"),
+    ],
+)
+def test_measures_that_do_not_fit_are_refused(changes, text, tmp_path):
+    measures = {k: v for k, v in (MEASURES | changes).items() if v is not None}
+    folder = write_run(
+        tmp_path, run_arrays=arrays(**measures), run_summary=summary(**LEAVES)
+    )
+    refuses(folder, "arrays.npz", text)
+
+
+@pytest.mark.parametrize("leaves", [None, ["a"], ["a", "b", "c", 4], "abcd"])
+def test_step_sizes_need_a_name_per_leaf(leaves, tmp_path):
+    folder = write_run(
+        tmp_path,
+        run_arrays=arrays(**MEASURES),
+        run_summary=summary(step_size_leaves=leaves),
+    )
+    refuses(folder, "summary.json", "has no name for each step size leaf")
+
+
+def test_early_runs_of_one_head_rectified_their_step_sizes(tmp_path):
+    folder = write_run(tmp_path, config=CONFIG | {"inner_steps": 5})
+    assert run_folder.read(folder).config["rectify"] is True
 
 
 def test_nan_is_null_in_json_and_nan_again_when_read(folder):
