@@ -1,4 +1,4 @@
-"""Prepares MNIST and Fashion-MNIST for TFDS from their archives, without TensorFlow.
+"""Prepares data sets for TFDS from their archives, without TensorFlow.
 
 The official builders cannot prepare these data sets without TensorFlow. A subclass that
 only replaces their reading of the archives can, and the official builders read what it
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.data import sources
+from experiments.data import cifar, sources, tiny_imagenet
 from experiments.data.sources import DataError
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
@@ -138,6 +138,27 @@ def _downloaded(url: str, dl_manager: Any) -> dict[str, tuple[np.ndarray, np.nda
     return splits
 
 
+def _idx_builder_class(name: str, archives: Path | None) -> Any:
+    if archives is not None:
+        splits = _read_folder(archives)
+        return _builder_class(name, lambda dl_manager: splits)
+    made = _builder_class(name, lambda dl_manager: _downloaded(made.URL, dl_manager))
+    return made
+
+
+_FOUR_FILES = "the four *-ubyte.gz files"
+_ARCHIVES = {
+    "mnist": _FOUR_FILES,
+    "fashion_mnist": _FOUR_FILES,
+    "cifar100": "cifar-100-binary.tar.gz",
+    "tiny_imagenet": "tiny-imagenet-200.zip",
+}
+_OWN_READERS: dict[str, Callable[[Path | None], Any]] = {
+    "cifar100": cifar.builder_class,
+    "tiny_imagenet": tiny_imagenet.builder_class,
+}
+
+
 def prepare(
     name: str,
     data_dir: Path | None = None,
@@ -147,9 +168,11 @@ def prepare(
     """Prepares a data set as array_record files that the official builder reads.
 
     Args:
-        name: ``mnist`` or ``fashion_mnist``.
+        name: a data set of ``sources.source_names()`` other than the digits.
         data_dir: folder of the TFDS data sets; see ``sources.default_data_dir``.
-        archives: folder with the four idx archives, gzipped or not.
+        archives: folder with the original archives: the four idx files, gzipped or
+            not; CIFAR-100's ``.tar.gz``; Tiny ImageNet's ``.zip``; or what those unpack
+            to.
         download: fetch the archives from their home instead.
 
     Returns:
@@ -162,21 +185,19 @@ def prepare(
     if name == "digits":
         raise DataError("digits ship with scikit-learn; there is nothing to prepare")
     sources.check_name(name)
-    folder = sources.dataset_folder(name, data_dir)
+    folder = sources.own_folder(name, data_dir)
     if folder.exists():
         sources.check_source(name, data_dir)
         return folder
     if (archives is None) == (not download):
         raise DataError(
-            f"{name}: say where its archives are: --from FOLDER with the four "
-            "*-ubyte.gz files, or --download to fetch them"
+            f"{name}: say where its archives are: --from FOLDER with "
+            f"{_ARCHIVES[name]}, or --download to fetch them"
         )
-    if archives is not None:
-        splits = _read_folder(archives)
-        read: Callable[[Any], Any] = lambda dl_manager: splits
+    if name in _OWN_READERS:
+        builder_class = _OWN_READERS[name](archives)
     else:
-        read = lambda dl_manager: _downloaded(builder_class.URL, dl_manager)
-    builder_class = _builder_class(name, read)
+        builder_class = _idx_builder_class(name, archives)
     try:
         builder = builder_class(
             data_dir=str(folder.parents[1]), file_format="array_record"

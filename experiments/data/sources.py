@@ -1,26 +1,47 @@
 """Where images come from: scikit-learn's digits, and data sets of TFDS.
 
 TFDS data sets are read from array_record files without TensorFlow. Decoding is slow
-(about 15 s for MNIST), so its result is kept as ``.npy`` files in a cache folder.
+(about 15 s for MNIST), so its result is kept as ``.npy`` files in a cache folder, from
+where large ones are mapped into memory.
 """
 
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.errors import UserError
 
-_TFDS_VERSIONS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1"}
-_IMAGE_SHAPE = (28, 28)
+
+class _TfdsForm(NamedTuple):
+    """What is known of a data set of TFDS before it is read."""
+
+    version: str
+    image_shape: tuple[int, ...]
+    test_split: str = "test"
+    stand_ins: tuple[str, ...] = ()
+    """Names under which a part of it may be prepared instead."""
+
+
+_TFDS = {
+    "mnist": _TfdsForm("3.0.1", (28, 28)),
+    "fashion_mnist": _TfdsForm("3.0.1", (28, 28)),
+    "cifar100": _TfdsForm("3.0.2", (32, 32, 3)),
+    "tiny_imagenet": _TfdsForm(
+        "1.0.0", (64, 64, 3), "validation", stand_ins=("tiny_imagenet100",)
+    ),
+}
 _BLOCK = 1024
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+# Larger arrays are mapped into memory. Smaller ones are read: a mapped file must not be
+# changed while it is in use.
+_MAPPED_BYTES = 2**28
 _NUM_TEST_DIGITS = 360
 
 
@@ -32,11 +53,11 @@ class Source(NamedTuple):
     """Images and labels of one data set."""
 
     train_images: np.ndarray
-    """uint8 [N, H, W]."""
+    """uint8 [N, H, W], or [N, H, W, 3] of colour images."""
     train_labels: np.ndarray
     """int32 [N]."""
     test_images: np.ndarray
-    """uint8 [M, H, W]."""
+    """uint8 [M, ...] like ``train_images``."""
     test_labels: np.ndarray
     """int32 [M]."""
     num_classes: int
@@ -46,7 +67,7 @@ class Source(NamedTuple):
 
 def source_names() -> tuple[str, ...]:
     """Names that ``load_source`` takes."""
-    return ("digits", *_TFDS_VERSIONS)
+    return ("digits", *_TFDS)
 
 
 def default_data_dir() -> Path:
@@ -75,9 +96,19 @@ def check_name(name: str) -> None:
         )
 
 
-def dataset_folder(name: str, data_dir: Path | None) -> Path:
+def own_folder(name: str, data_dir: Path | None) -> Path:
     """Folder in which TFDS keeps the version of ``name`` that is used here."""
-    return (data_dir or default_data_dir()) / name / _TFDS_VERSIONS[name]
+    return (data_dir or default_data_dir()) / name / _TFDS[name].version
+
+
+def dataset_folder(name: str, data_dir: Path | None) -> Path:
+    """Folder to read: the data set's own, or a stand-in's if only that is there."""
+    own = own_folder(name, data_dir)
+    for stand_in in _TFDS[name].stand_ins:
+        other = own.parents[1] / stand_in / own.name
+        if other.is_dir() and not own.is_dir():
+            return other
+    return own
 
 
 def _broken(name: str, folder: Path, what: str) -> DataError:
@@ -109,13 +140,15 @@ def _shards(name: str, folder: Path) -> dict[str, list[tuple[Path, int]]]:
         for split in info["splits"]:
             lengths = [int(length) for length in split["shardLengths"]]
             files = [
-                folder / f"{name}-{split['name']}.array_record-{i:05d}-of-"
+                folder
+                / f"{folder.parent.name}-{split['name']}.array_record-{i:05d}-of-"
                 f"{len(lengths):05d}"
                 for i in range(len(lengths))
             ]
             shards[split["name"]] = list(zip(files, lengths, strict=True))
-        if not {"train", "test"} <= shards.keys():
-            raise KeyError("train and test splits")
+        wanted = {"train", _TFDS[name].test_split}
+        if not wanted <= shards.keys():
+            raise KeyError(f"splits {' and '.join(sorted(wanted))}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(name, folder, f"dataset_info.json: {error!r}") from error
     return shards
@@ -188,60 +221,87 @@ def _cache_folder(name: str, folder: Path, cache_dir: Path | None) -> Path:
     return (cache_dir or default_cache_dir()) / f"{name}-{digest}"
 
 
-def _decode(name: str, folder: Path) -> dict[str, np.ndarray]:
+def _num_classes(name: str, folder: Path) -> int:
+    """Reads from ``features.json`` how many classes there are."""
+    try:
+        features = json.loads((folder / "features.json").read_text())
+        label = features["featuresDict"]["features"]["label"]
+        return int(label["classLabel"]["numClasses"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _broken(name, folder, f"features.json: {error!r}") from error
+
+
+def _forms(name: str, folder: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shapes and dtypes of the four arrays of a data set."""
+    shards = _shards(name, folder)
+    forms = {}
+    for part, split in (("train", "train"), ("test", _TFDS[name].test_split)):
+        rows = sum(length for _, length in shards[split])
+        forms[f"{part}_images"] = ((rows, *_TFDS[name].image_shape), np.uint8)
+        forms[f"{part}_labels"] = ((rows,), np.int32)
+    return forms
+
+
+def _decode(name: str, folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Decodes both splits, block by block, into arrays of the right form."""
     import tensorflow_datasets as tfds
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # it would ask for OpenCV
     builder = tfds.builder_from_directory(folder)
-    arrays = {}
-    for split in ("train", "test"):
+    is_grey = len(_TFDS[name].image_shape) == 2
+    for part, split in (("train", "train"), ("test", _TFDS[name].test_split)):
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
         records = builder.as_data_source(split=split)
-        images, labels = [], []
+        if len(records) != len(labels):
+            raise ValueError(f"{split} has {len(records)} of {len(labels)} records")
         for start in range(0, len(records), _BLOCK):
             block = range(start, min(start + _BLOCK, len(records)))
-            for record in records.__getitems__(list(block)):
-                images.append(record["image"][..., 0])
-                labels.append(record["label"])
-        arrays[f"{split}_images"] = np.stack(images).astype(np.uint8)
-        arrays[f"{split}_labels"] = np.asarray(labels, np.int32)
-    return arrays
+            for i, record in zip(block, records.__getitems__(list(block)), strict=True):
+                images[i] = record["image"][..., 0] if is_grey else record["image"]
+                labels[i] = record["label"]
 
 
-def _read_cache(cache: Path, shards: dict[str, list[tuple[Path, int]]]):
+def _read_cache(cache: Path, forms: dict[str, Any]) -> dict[str, np.ndarray] | None:
     """Returns the cached arrays, or None if they are absent or not whole."""
     arrays = {}
-    for key in _ARRAYS:
+    for key, (shape, dtype) in forms.items():
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        mode = "r" if size > _MAPPED_BYTES else None
         try:
-            arrays[key] = np.load(cache / f"{key}.npy", allow_pickle=False)
+            array = np.load(cache / f"{key}.npy", mmap_mode=mode, allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        rows = sum(length for _, length in shards[key.split("_")[0]])
-        is_images = key.endswith("images")
-        shape = (rows, *_IMAGE_SHAPE) if is_images else (rows,)
-        dtype = np.uint8 if is_images else np.int32
-        if arrays[key].shape != shape or arrays[key].dtype != dtype:
+        if array.shape != shape or array.dtype != dtype:
             return None
+        arrays[key] = array
     return arrays
 
 
-def _write_cache(cache: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes each array under a temporary name and then moves it into place."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        for key, array in arrays.items():
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                np.save(Path(folder) / "array.npy", array)
-                os.replace(Path(folder) / "array.npy", cache / f"{key}.npy")
-    except OSError as error:
-        warnings.warn(
-            f"decoded images cannot be kept in {cache}: {error}", stacklevel=2
-        )
+def _fill_cache(name: str, folder: Path, cache: Path, forms: dict[str, Any]) -> None:
+    """Decodes into files under temporary names, then moves them into place.
+
+    Raises:
+        OSError: the cache cannot be written to.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as part:
+        arrays = {
+            key: np.lib.format.open_memmap(
+                Path(part) / f"{key}.npy", mode="w+", dtype=dtype, shape=shape
+            )
+            for key, (shape, dtype) in forms.items()
+        }
+        _decode(name, folder, arrays)
+        for array in arrays.values():
+            array.flush()
+        for key in forms:
+            os.replace(Path(part) / f"{key}.npy", cache / f"{key}.npy")
 
 
 def load_source(
     name: str, data_dir: Path | None = None, cache_dir: Path | None = None
 ) -> Source:
-    """Loads a data set whole into memory.
+    """Loads a data set; large ones are mapped from the cache.
 
     Args:
         name: one of ``source_names()``.
@@ -258,12 +318,21 @@ def load_source(
     if name == "digits":
         return _load_digits()
     folder = dataset_folder(name, data_dir)
+    forms, num_classes = _forms(name, folder), _num_classes(name, folder)
     cache = _cache_folder(name, folder, cache_dir)
-    arrays = _read_cache(cache, _shards(name, folder))
-    if arrays is None:
-        try:
-            arrays = _decode(name, folder)
-        except Exception as error:
-            raise _broken(name, folder, f"cannot be decoded: {error}") from error
-        _write_cache(cache, arrays)
-    return Source(**arrays, num_classes=10, max_value=255)
+    arrays = _read_cache(cache, forms)
+    try:
+        if arrays is None:
+            try:
+                _fill_cache(name, folder, cache, forms)
+                arrays = _read_cache(cache, forms)
+            except OSError as error:
+                warnings.warn(
+                    f"decoded images cannot be kept in {cache}: {error}", stacklevel=2
+                )
+        if arrays is None:
+            arrays = {key: np.empty(*form) for key, form in forms.items()}
+            _decode(name, folder, arrays)
+    except Exception as error:  # of no common type: records, pixels, labels
+        raise _broken(name, folder, f"cannot be decoded: {error}") from error
+    return Source(**arrays, num_classes=num_classes, max_value=255)
