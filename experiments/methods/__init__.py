@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 import lamaml_jax as lm
 from experiments.errors import UserError
 from experiments.hyperparameters import Hyperparameters
-from experiments.methods import derpp, episodic, ewc, icarl, la_er, lookahead, replay
+from experiments.methods import (
+    derpp,
+    episodic,
+    ewc,
+    icarl,
+    la_er,
+    lookahead,
+    mer,
+    metabgd,
+    replay,
+)
 from experiments.methods.problem import Problem
 
 
@@ -38,6 +48,7 @@ METHODS: dict[str, Method] = {
     "oml": Method(lookahead.oml),
     "er": Method(replay.er),
     "derpp": Method(derpp.derpp),
+    "mer": Method(mer.mer),
     "gem": Method(episodic.gem, needs_tasks=True),
     "agem": Method(episodic.agem, needs_tasks=True),
     "icarl": Method(
@@ -47,6 +58,7 @@ METHODS: dict[str, Method] = {
         make_scores=icarl.icarl_scores,
     ),
     "ewc": Method(ewc.ewc, needs_tasks=True),
+    "metabgd": Method(metabgd.metabgd),
     "online": Method(replay.online),
     "iid": Method(replay.iid, mixes_tasks=True),
 }

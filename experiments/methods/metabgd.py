@@ -1,0 +1,213 @@
+"""Meta-BGD: Bayesian gradient descent on the meta-loss of La-MAML."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+import lamaml_jax as lm
+from experiments.errors import UserError
+from experiments.hyperparameters import Hyperparameters
+from experiments.methods.descent import clip_by_norm
+from experiments.methods.problem import Problem
+
+
+class MetaBgdState(NamedTuple):
+    """State of Meta-BGD: a normal distribution of every parameter, and the memory."""
+
+    weights: lm.Params
+    """Means of the weights, with which the method predicts."""
+    step_sizes: lm.Params
+    """Means of the step sizes."""
+    weight_stds: lm.Params
+    """Standard deviations of the weights."""
+    step_size_stds: lm.Params
+    """Standard deviations of the step sizes."""
+    reservoir: lm.ReservoirState
+
+
+class MetaBgdInfo(NamedTuple):
+    """What one update reports of each draw."""
+
+    meta_loss: jax.Array
+    """[S] before the update, nats."""
+    weight_grad_norm: jax.Array
+    """[S] global norm of the weights' meta-gradient before clipping."""
+    step_size_grad_norm: jax.Array
+    """[S] global norm of the step sizes' meta-gradient, which is not clipped."""
+
+
+def bayes_update(
+    mean: jax.Array, std: jax.Array, grad: jax.Array, grad_noise: jax.Array, rate: float
+) -> tuple[jax.Array, jax.Array]:
+    """Closed-form step of Bayesian gradient descent, element by element.
+
+    Args:
+        mean: mean of the parameter, any shape.
+        std: standard deviation, the same shape.
+        grad: expectation of the gradient g at a draw ``mean + std * noise``.
+        grad_noise: expectation of ``g * noise``.
+        rate: learning rate of the mean (eta).
+
+    Returns:
+        ``mean - rate * std**2 * grad`` and ``std * (sqrt(1 + x**2) - x)`` with ``x =
+        std * grad_noise / 2``. The difference is written so that no rounding makes a
+        positive deviation 0 before it is too small for its type.
+
+    References:
+        Zeno et al. 2018, arXiv:1803.10123, algorithm 1.
+    """
+    x = std * grad_noise / 2
+    root = jnp.sqrt(1 + x * x)
+    factor = jnp.where(x > 0, 1 / (root + jnp.abs(x)), root - x)
+    return mean - rate * std**2 * grad, std * factor
+
+
+def make_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]:
+    """Builds one update on given draws.
+
+    Args:
+        loss_fn: ``(weights, batch) -> [B]``, nats.
+        hyper: the resolved hyper-parameters.
+
+    Returns:
+        ``update(mean, std, noise, support, query, support_mask, query_mask) -> mean,
+        std, info``. Mean, std and noise are ``MetaParams``. Every argument after std
+        has a leading axis for the draws: standard normal noise, support leaves [S, K,
+        R, ...] and query leaves [S, Q, ...]. Each draw's meta-gradient, that of the
+        weights clipped by its global norm, counts as many times as there are incoming
+        rows: Bayes' rule is about their joint loss, not its mean.
+    """
+    meta_value_and_grad = lm.meta_value_and_grad(
+        loss_fn,
+        objective=hyper.objective,
+        first_order=hyper.first_order,
+        rectify=hyper.rectify,
+        clip=hyper.inner_clip,
+    )
+    clip = clip_by_norm(hyper.max_grad_norm)
+
+    def update(mean, std, noise, support, query, support_mask, query_mask):
+        def draw(sums, inputs):
+            noise, *data, support_mask, query_mask = inputs
+            params = jax.tree.map(lambda m, s, n: m + s * n, mean, std, noise)
+            (loss, _), grads = meta_value_and_grad(
+                params, *data, support_mask, query_mask
+            )
+            info = MetaBgdInfo(loss, *map(optax.tree.norm, grads))
+            clipped, _ = clip.update(grads.weights, optax.EmptyState())
+            num_rows = jnp.sum(support_mask)
+            grads = jax.tree.map(
+                lambda g: num_rows.astype(g.dtype) * g,
+                lm.MetaParams(clipped, grads.step_sizes),
+            )
+            products = jax.tree.map(jnp.multiply, grads, noise)
+            return jax.tree.map(jnp.add, sums, (grads, products)), info
+
+        zeros = jax.tree.map(jnp.zeros_like, mean)
+        inputs = (noise, support, query, support_mask, query_mask)
+        sums, infos = jax.lax.scan(draw, (zeros, zeros), inputs)
+        num_draws = infos.meta_loss.shape[0]
+        expected = jax.tree.map(lambda total: total / num_draws, sums)
+        pairs = jax.tree.map(
+            lambda *leaves: bayes_update(*leaves, hyper.mean_learning_rate),
+            mean,
+            std,
+            *expected,
+        )
+        mean, std = jax.tree.transpose(jax.tree.structure(mean), None, pairs)
+        return mean, std, infos
+
+    return update
+
+
+def normal_like(key: lm.Key, tree: Any) -> Any:
+    """Standard normal draws in the shapes and types of a tree's leaves."""
+    # Drawn as one vector: compiling a draw for each leaf took most of the compilation.
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.random.normal(key, flat.shape, flat.dtype))
+
+
+def _check(hyper: Hyperparameters) -> None:
+    if hyper.mc_samples is None or hyper.mc_samples < 1:
+        raise UserError(f"mc_samples: expected at least 1, received {hyper.mc_samples}")
+    for name in ("std_init", "mean_learning_rate"):
+        value = getattr(hyper, name)
+        if value is None or not value > 0:
+            raise UserError(f"{name}: expected a number above 0, received {value}")
+
+
+def metabgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """Meta-BGD: means and deviations of weights and step sizes by Bayes' rule.
+
+    Each of ``glances`` updates takes ``mc_samples`` draws; each draw has parameters, a
+    shuffle and replayed rows of its own. The rows of a batch are offered to the
+    reservoir by the first draw of the first glance, so that later ones may replay them,
+    as published. Predictions are those of the means.
+
+    Not taken over from the published code: an inner batch without rows, when they do
+    not suffice for ``inner_steps``, makes it NaN there and is a step of 0 here; its
+    memory of the last task switch is the live one under another name.
+
+    References:
+        Gupta et al. 2020, arXiv:2007.13904, a baseline of section 5; He et al. 2019,
+        arXiv:1906.05201; Zeno et al. 2018, arXiv:1803.10123.
+
+    Raises:
+        UserError: ``mc_samples`` < 1, or a rate or deviation that is not above 0.
+    """
+    _check(hyper)
+    reservoir = lm.make_reservoir(
+        hyper.capacity, problem.example, acceptance=hyper.acceptance
+    )
+    update = make_update(problem.loss_fn, hyper)
+
+    def init(key: lm.Key, weights: lm.Params) -> MetaBgdState:
+        del key
+        step_sizes, *stds = (
+            jax.tree.map(lambda w, value=value: jnp.full_like(w, value), weights)
+            for value in (hyper.step_size_init, hyper.std_init, hyper.std_init)
+        )
+        return MetaBgdState(weights, step_sizes, *stds, reservoir.init())
+
+    def observe(key, state, batch, mask=None, remember: Any = True):
+        if mask is None:
+            mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        weights = state.weights  # of which noise has the shapes
+        glances_key, add_key = jax.random.split(key)
+
+        def draw(memory, inputs):
+            key, is_first = inputs
+            noise_key, shuffle_key, replay_key = jax.random.split(key, 3)
+            support, support_mask, rows, row_mask = lm.split_support(
+                shuffle_key, batch, mask, hyper.inner_steps
+            )
+            old, old_mask, memory = reservoir.sample_and_add(
+                replay_key,
+                add_key,
+                memory,
+                hyper.replay_size,
+                rows,
+                row_mask & remember & is_first,
+            )
+            query, query_mask = lm.join_replay(old, old_mask, batch, mask)
+            noise = normal_like(noise_key, lm.MetaParams(weights, weights))
+            return memory, (noise, support, query, support_mask, query_mask)
+
+        def glance(state, inputs):
+            key, is_first = inputs
+            keys = jax.random.split(key, hyper.mc_samples)
+            is_first &= jnp.arange(hyper.mc_samples) == 0
+            memory, draws = jax.lax.scan(draw, state.reservoir, (keys, is_first))
+            mean = lm.MetaParams(state.weights, state.step_sizes)
+            std = lm.MetaParams(state.weight_stds, state.step_size_stds)
+            mean, std, info = update(mean, std, *draws)
+            return MetaBgdState(*mean, *std, memory), info
+
+        keys = jax.random.split(glances_key, hyper.glances)
+        return jax.lax.scan(glance, state, (keys, jnp.arange(hyper.glances) == 0))
+
+    return lm.Learner(init, observe)
