@@ -184,7 +184,8 @@ def matrices(title: str, entries: Sequence[Entry]) -> Any:
     for axes, text, mean in zip(panels.flat, titles, means, strict=False):
         mesh = _draw_matrix(axes, mean, norm)
         axes.set_title(text)
-    page.colorbar(mesh, ax=panels, label="accuracy (%)", shrink=0.8, aspect=25)
+    used = list(panels.flat[: len(entries)])
+    page.colorbar(mesh, ax=used, label="accuracy (%)", shrink=0.8, aspect=25)
     page.supxlabel("task evaluated", fontsize=8)
     page.supylabel("number of tasks learnt", fontsize=8)
     page.suptitle(title, fontsize=9)

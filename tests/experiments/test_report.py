@@ -523,6 +523,14 @@ class TestFigures:
         assert row.entry.measures["probe_updates"].tolist() == [0, 1, 2]
         assert row.entry.measures["probe_slow"][:, 0].tolist() == [0, 6]
 
+    @pytest.mark.parametrize("num_runs", [2, 9, 16])
+    def test_any_number_of_runs_can_be_drawn(self, num_runs):
+        accuracy = np.full((2, 3, 3), 0.5, np.float32)
+        names = list(styles.NAMES)[:num_runs]
+        entries = [self.entry(accuracy, name, styles.NAMES[name]) for name in names]
+        for draw in (figures.bars, figures.curves, figures.matrices):
+            draw("x", entries).draw_without_rendering()
+
     @pytest.mark.parametrize("num_tasks", [1, 100])
     def test_streams_of_any_length_can_be_drawn(self, num_tasks):
         accuracy = np.full((1, num_tasks, num_tasks), 0.5, np.float32)
