@@ -18,6 +18,8 @@ _FAMILIES = (
     ("Digits", ("digits-",)),
 )
 _OTHER = "Other benchmarks"
+# The order of columns, by a word of the benchmark's name.
+_COLUMNS = ("rotations", "permutations", "many", "cifar100", "tinyimagenet")
 
 
 class Comparison(NamedTuple):
@@ -35,6 +37,11 @@ def _family(benchmark: str) -> str:
         if benchmark.startswith(beginnings):
             return title
     return _OTHER
+
+
+def _column(benchmark: str) -> int:
+    found = [n for n, word in enumerate(_COLUMNS) if word in benchmark]
+    return found[0] if found else len(_COLUMNS)
 
 
 def compare(rows: Sequence[Row]) -> list[Comparison]:
@@ -59,7 +66,8 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
         part = [row for row in rows if _family(row.benchmark) == title]
         if part:
             labels = dict.fromkeys(row.label for row in sorted(part, key=rank))
-            benchmarks = dict.fromkeys(row.benchmark for row in part)
+            names = dict.fromkeys(row.benchmark for row in part)
+            benchmarks = sorted(names, key=_column)
             cells = {(row.label, row.benchmark): row for row in part}
             found.append(Comparison(title, tuple(benchmarks), tuple(labels), cells))
     return found

@@ -263,14 +263,14 @@ class TestComparison:
         mnist, digits = text.index("## MNIST\n"), text.index("## Digits\n")
         lines = text[mnist:digits].splitlines()
         assert lines[2] == (
-            "| method | mnist-permutations RA % | mnist-permutations BTI | "
-            "mnist-rotations RA % | mnist-rotations BTI |"
+            "| method | mnist-rotations RA % | mnist-rotations BTI | "
+            "mnist-permutations RA % | mnist-permutations BTI |"
         )
         # RA 40; BTI: 19 of 20 tasks lose 10 points. One seed has no sd.
         assert lines[4:7] == [
-            "| La-MAML |  |  | 40.0 ± 0.0 (2) [77.1, 77.4] | -9.5 ± 0.0 (2) [-8.8] |",
-            "| ER | 40.0 (1) [66.8] | -9.5 (1) [-17.0] |  |  |",
-            "| new | 40.0 ± 0.0 (2) | -9.5 ± 0.0 (2) |  |  |",
+            "| La-MAML | 40.0 ± 0.0 (2) [77.1, 77.4] | -9.5 ± 0.0 (2) [-8.8] |  |  |",
+            "| ER |  |  | 40.0 (1) [66.8] | -9.5 (1) [-17.0] |",
+            "| new |  |  | 40.0 ± 0.0 (2) | -9.5 ± 0.0 (2) |",
         ]
 
     def test_csv_has_a_line_per_method_and_benchmark(self, tmp_path):
