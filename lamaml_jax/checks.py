@@ -73,9 +73,16 @@ def check_positive(name: str, value: Any) -> None:
 
 
 def check_share(name: str, value: Any) -> None:
-    """Checks a Python number to lie in [0, 1]; arrays pass (values unseen)."""
-    if isinstance(value, bool | str) or jnp.ndim(value) != 0:
+    """Checks a real scalar; a Python number lies in [0, 1], an array goes unseen."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        is_real = any(jnp.issubdtype(dtype, k) for k in (jnp.floating, jnp.integer))
+    if not is_real:
         raise TypeError(f"{name}: expected a number, received {_describe(value)}")
+    if jnp.ndim(value) != 0:
+        raise ValueError(f"{name}: expected a scalar, received {_describe(value)}")
     if isinstance(value, int | float) and not 0 <= value <= 1:
         raise ValueError(f"{name}: expected a number in [0, 1], received {value!r}")
 
@@ -103,7 +110,7 @@ def check_keys(name: str, keys: Any) -> None:
             f"{name}: expected keys from jax.random.split, received {_describe(keys)}"
         )
     if keys.ndim != 1 or keys.shape[0] < 1:
-        raise ValueError(f"{name}: expected shape (N,) with N >= 1, got {keys.shape}")
+        raise ValueError(f"{name}: expected shape (N,) with N >= 1, received {keys.shape}")
 
 
 def check_key(name: str, key: Any) -> None:

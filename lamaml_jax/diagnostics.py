@@ -14,7 +14,7 @@ class GradientVariance(NamedTuple):
     """Spread of a random gradient."""
 
     mean: Any
-    """Mean over the draws, the tree of one gradient."""
+    """Mean over the draws, the tree of one gradient; at least float32."""
     variance: Any
     """The same tree of scalars: mean over the draws of each leaf's squared distance to
     its mean."""
@@ -74,8 +74,9 @@ def gradient_alignment(
         masks: [T, B] booleans, True = valid; None takes every row.
 
     Returns:
-        [T, T] in [-1, 1] up to rounding, symmetric; rows and columns of a task with a
-        zero gradient are 0.
+        [T, T] in [-1, 1] up to rounding, symmetric, with ones on the diagonal; rows
+        and columns of a task with a zero gradient are 0, of one with a gradient that is
+        not finite NaN.
 
     Raises:
         ValueError: leading axes disagree.
@@ -88,14 +89,23 @@ def gradient_alignment(
     grads = task_gradients(loss_fn, weights, batches, masks)
     dtype = jnp.result_type(float)
 
-    def products(leaf):
-        flat = leaf.reshape(leaf.shape[0], -1).astype(dtype)
-        return jnp.matmul(flat, flat.T, precision="highest")
+    leaves = [
+        leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in jax.tree.leaves(grads)
+    ]
+    # With a largest entry of 1 no square of a small or large gradient leaves the range.
+    peaks = jnp.max(
+        jnp.stack([jnp.max(jnp.abs(leaf), axis=1, initial=0) for leaf in leaves]), 0
+    )
+    peaks = jnp.where(peaks == 0, 1, peaks)[:, None]
 
-    gram = jnp.sum(jnp.stack([products(leaf) for leaf in jax.tree.leaves(grads)]), 0)
+    def products(leaf):
+        return jnp.matmul(leaf / peaks, (leaf / peaks).T, precision="highest")
+
+    gram = jnp.sum(jnp.stack([products(leaf) for leaf in leaves]), 0)
     norms = jnp.sqrt(jnp.diagonal(gram))
     scale = norms[:, None] * norms[None, :]
-    return jnp.where(scale > 0, gram / jnp.where(scale > 0, scale, 1), 0)
+    # Tested for 0, not for > 0: a NaN must not come out as no alignment.
+    return jnp.where(scale == 0, 0, gram / jnp.where(scale == 0, 1, scale))
 
 
 def gradient_variance(
@@ -103,30 +113,34 @@ def gradient_variance(
 ) -> GradientVariance:
     """Mean and variance of a random gradient, such as a meta-gradient over replay.
 
-    Two gradients are held at a time, whatever the number of draws (Welford's method).
-    Of ``MetaParams``, ``variance`` tells weights and step sizes apart.
+    Two gradients are held at a time, whatever the number of draws (Welford's method);
+    those of half precision are summed in float32. Of ``MetaParams``, ``variance`` tells
+    weights and step sizes apart.
 
     Args:
         grad_fn: ``key -> gradient``, any pytree of floating arrays.
         keys: [N] typed keys, one per draw, at least 1.
 
     Returns:
-        A ``GradientVariance``, the variance divided by N.
+        A ``GradientVariance``, the variance divided by N; NaN if a draw is not finite.
 
     Raises:
         ValueError: ``keys`` has no leading axis or no entry.
-        TypeError: ``keys`` are no typed keys.
+        TypeError: ``keys`` are no typed keys, a gradient is not floating.
     """
     checks.check_callable("grad_fn", grad_fn)
     checks.check_keys("keys", keys)
     form = jax.eval_shape(grad_fn, keys[0])
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), form)
-    scalars = jax.tree.map(lambda x: jnp.zeros((), x.dtype), form)
+    checks.check_floating("grad_fn(key)", form)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), form
+    )
+    scalars = jax.tree.map(lambda x: jnp.zeros((), x.dtype), zeros)
 
     def add(carry, inputs):
         mean, squares = carry
         count, key = inputs
-        grads = grad_fn(key)
+        grads = jax.tree.map(lambda g, m: g.astype(m.dtype), grad_fn(key), mean)
         new_mean = jax.tree.map(
             lambda m, g: m + (g - m) / count.astype(g.dtype), mean, grads
         )
@@ -148,5 +162,5 @@ def gradient_variance(
     total = jnp.sum(jnp.stack(parts))
     noise = jnp.sqrt(total)
     signal = optax.tree.norm(mean).astype(dtype)
-    ratio = jnp.where(noise > 0, signal / jnp.where(noise > 0, noise, 1), jnp.inf)
+    ratio = jnp.where(noise == 0, jnp.inf, signal / jnp.where(noise == 0, 1, noise))
     return GradientVariance(mean, variance, total, ratio)

@@ -37,6 +37,11 @@ class VarianceReduction(NamedTuple):
     """``apply(params, state, *data) -> (value, info), grads, state``."""
 
 
+def _own(tree: Any) -> Any:
+    """Buffers of the state's own: what the caller holds survives its donation."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
 def variance_reduced(
     value_and_grad: Callable[..., tuple[Any, types.MetaParams]],
     momentum: chex.Numeric,
@@ -59,7 +64,8 @@ def variance_reduced(
         non-finite gradient stays in the running one from then on.
 
     Raises:
-        ValueError: ``momentum`` is a Python number outside [0, 1].
+        ValueError: ``momentum`` is a Python number outside [0, 1], or no scalar.
+        TypeError: ``momentum`` is no real number, ``value_and_grad`` not callable.
 
     References:
         Wu et al., "Meta Continual Learning Revisited: Implicitly Enhancing Online
@@ -70,8 +76,7 @@ def variance_reduced(
     checks.check_share("momentum", momentum)
 
     def init(params: types.MetaParams) -> VarianceReductionState:
-        # Buffers of its own, so that weights and state can be donated together.
-        before = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+        before = _own(params)
         zeros = jax.tree.map(jnp.zeros_like, params)
         return VarianceReductionState(
             before.weights,
@@ -93,11 +98,12 @@ def variance_reduced(
             return jnp.where(is_first, grad, grad + share * (running - before))
 
         grads = jax.tree.map(correct, grads, running, grads_before)
+        before, running = _own(params), _own(grads)
         state = VarianceReductionState(
-            params.weights,
-            params.step_sizes,
-            grads.weights,
-            grads.step_sizes,
+            before.weights,
+            before.step_sizes,
+            running.weights,
+            running.step_sizes,
             state.num_updates + 1,
         )
         return value, grads, state

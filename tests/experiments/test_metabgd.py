@@ -113,15 +113,15 @@ def test_vanishing_deviations_give_gradient_descent_on_the_meta_loss():
         mean_learning_rate=1e10,  # times the variance, 1e-12: a rate of 0.01
         glances=1,
         max_grad_norm=0.3,
+        step_size_init=-0.1,  # not rectified
+        inner_clip=0.05,
     )
     learner = metabgd(PROBLEM, settings)
     known = {"w": 0.1 * jnp.eye(NUM_FEATURES, NUM_CLASSES), "b": jnp.arange(3.0) / 9}
     rows, mask = same_rows(1), jnp.arange(BATCH) < 9
     support = jax.tree.map(lambda x: x[:6].reshape(3, 2, *x.shape[1:]), rows)
-    step_sizes = jax.tree.map(lambda w: jnp.full_like(w, 0.1), known)
-    value_and_grad = jax.jit(
-        lm.meta_value_and_grad(loss_fn, rectify=False, clip=2.0, first_order=False)
-    )
+    step_sizes = jax.tree.map(lambda w: jnp.full_like(w, -0.1), known)
+    value_and_grad = jax.jit(lm.meta_value_and_grad(loss_fn, rectify=False, clip=0.05))
     (loss, _), grads = value_and_grad(lm.MetaParams(known, step_sizes), support, rows)
     norm = optax.tree.norm(grads.weights)
     assert norm > settings.max_grad_norm
