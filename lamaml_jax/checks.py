@@ -110,7 +110,9 @@ def check_keys(name: str, keys: Any) -> None:
             f"{name}: expected keys from jax.random.split, received {_describe(keys)}"
         )
     if keys.ndim != 1 or keys.shape[0] < 1:
-        raise ValueError(f"{name}: expected shape (N,) with N >= 1, received {keys.shape}")
+        raise ValueError(
+            f"{name}: expected shape (N,) with N >= 1, received {keys.shape}"
+        )
 
 
 def check_key(name: str, key: Any) -> None:

@@ -151,8 +151,8 @@ def test_online_has_no_memory():
 
 
 def test_unknown_method_is_an_error_that_lists_the_known():
-    with pytest.raises(UserError, match=r"unknown method 'gem'.*lamaml.*online"):
-        methods.check_method("gem")
+    with pytest.raises(UserError, match=r"unknown method 'sgd'.*lamaml.*online"):
+        methods.check_method("sgd")
 
 
 def test_hyper_parameters_that_do_not_fit_are_an_error():
