@@ -116,6 +116,9 @@ TRANSFORMS = {
         ),
         explicit_data,
     ),
+    "explicit_variance_reduced": Member(
+        functools.partial(make_explicit, momentum=0.5), explicit_data
+    ),
     "replay": with_replay(lm.lamaml_transform),
     "replay_first_order": with_replay(lm.lamaml_transform, first_order=True),
     "replay_adaptive": with_replay(
@@ -163,7 +166,7 @@ each_transform = pytest.mark.parametrize("name", TRANSFORMS)
 each_lamaml = pytest.mark.parametrize("name", LAMAML)
 each_learner = pytest.mark.parametrize("name", LEARNERS)
 some_transforms = pytest.mark.parametrize(
-    "name", ["explicit", "replay", "scale_by_step_sizes"]
+    "name", ["explicit", "explicit_variance_reduced", "replay", "scale_by_step_sizes"]
 )
 cheap_transforms = pytest.mark.parametrize("name", ["explicit", "scale_by_step_sizes"])
 some_learners = pytest.mark.parametrize("name", ["lamaml_glances", "sync_lamaml"])
@@ -653,7 +656,7 @@ def two_devices():
     return Mesh(np.array(jax.devices()[:2]), ("seeds",))
 
 
-@cheap_transforms
+@pytest.mark.parametrize("name", ["explicit_variance_reduced", "scale_by_step_sizes"])
 def test_shard_map_over_seeds_equals_one_device(name):
     mesh = two_devices()
     tx, _ = jitted(name)

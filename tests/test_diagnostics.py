@@ -81,6 +81,44 @@ def test_alignment_of_seeds_side_by_side_is_that_of_each():
         np.testing.assert_allclose(both[n], one, atol=1e-5)
 
 
+def test_alignment_is_the_same_with_and_without_jit():
+    weights, batches = as_jax(problem())
+    fn = lm.diagnostics.gradient_alignment
+    plain = fn(loss_fn, weights, batches)
+    # float32 sums of at most 24 terms, in another order
+    np.testing.assert_allclose(
+        jax.jit(fn, static_argnums=0)(loss_fn, weights, batches), plain, atol=1e-5
+    )
+    np.testing.assert_allclose(np.diagonal(plain), np.ones(T), rtol=1e-6)
+
+
+def linear_loss(weights, batch):
+    """Its gradient is the mean row."""
+    return jnp.sum(batch["x"] * weights["w"][None, :], axis=1)
+
+
+def aligned_rows(*rows):
+    batches = {"x": jnp.array(rows)[:, None, :]}
+    weights = {"w": jnp.ones(2), "unused": jnp.zeros((0, 3))}
+    return np.asarray(lm.diagnostics.gradient_alignment(linear_loss, weights, batches))
+
+
+def test_alignment_does_not_depend_on_the_gradients_size():
+    # Squares of 1e-25 and 1e25 are outside the range of float32.
+    cosines = aligned_rows([1.0, 2.0], [1e-25, 2e-25], [-1e25, -2e25])
+    sign = np.array([1, 1, -1])
+    np.testing.assert_allclose(cosines, np.outer(sign, sign), rtol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_is_not_taken_for_no_alignment():
+    for bad in (np.nan, np.inf):
+        cosines = aligned_rows([1.0, 2.0], [bad, 1.0], [2.0, 4.0], [0.0, 0.0])
+        assert np.isnan(cosines[1]).all() and np.isnan(cosines[:, 1]).all()
+        others = np.delete(np.delete(cosines, 1, 0), 1, 1)
+        expected = [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+        np.testing.assert_allclose(others, expected, rtol=1e-6)
+
+
 def test_opposed_tasks_have_negative_alignment():
     batches = {"x": jnp.ones((2, 1, D)), "y": jnp.array([[5.0], [-5.0]])}
     weights = {"w": jnp.zeros(D), "b": jnp.zeros(())}
@@ -122,6 +160,42 @@ def test_a_gradient_without_noise_has_no_variance():
     assert result.signal_to_noise == np.inf
 
 
+def test_draws_in_half_precision_are_summed_in_single():
+    keys = jax.random.split(jax.random.key(1), 400)
+
+    def grad_fn(key):
+        return {"w": (1 + jax.random.normal(key, (4,))).astype(jnp.bfloat16)}
+
+    result = lm.diagnostics.gradient_variance(grad_fn, keys)
+    draws = np.asarray(jax.vmap(grad_fn)(keys)["w"], np.float64)
+    # 400 float32 additions; sums in bfloat16 stop growing at 256 times a term.
+    np.testing.assert_allclose(result.mean["w"], draws.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(result.total_variance, draws.var(0).sum(), rtol=1e-4)
+
+
+def test_variance_of_seeds_side_by_side_is_that_of_each():
+    keys = jax.random.split(jax.random.key(2), (2, 5))
+    fn = lambda keys: lm.diagnostics.gradient_variance(
+        lambda key: {"w": 1 + jax.random.normal(key, (3,))}, keys
+    )
+    both = jax.vmap(fn)(keys)
+    for n in range(2):
+        one = fn(keys[n])
+        # the same float32 operations, batched
+        np.testing.assert_allclose(both.mean["w"][n], one.mean["w"], rtol=1e-5)
+        np.testing.assert_allclose(
+            both.signal_to_noise[n], one.signal_to_noise, rtol=1e-5
+        )
+
+
+def test_a_draw_that_is_not_finite_is_told():
+    keys = jax.random.split(jax.random.key(0), 3)
+    result = lm.diagnostics.gradient_variance(
+        lambda key: {"w": jnp.full(2, jnp.nan)}, keys
+    )
+    assert np.isnan(result.total_variance) and np.isnan(result.signal_to_noise)
+
+
 def test_mistakes_are_named():
     weights, batches = as_jax(problem())
     with pytest.raises(ValueError, match="batches"):
@@ -130,6 +204,11 @@ def test_mistakes_are_named():
         lm.diagnostics.task_gradients(loss_fn, weights, batches, jnp.ones((T, B)))
     with pytest.raises(TypeError, match="weights"):
         lm.diagnostics.task_gradients(loss_fn, {"w": jnp.ones(3, int)}, batches)
+    key = jax.random.split(jax.random.key(0), 1)
+    with pytest.raises(TypeError, match=r"grad_fn\(key\)\['n'\]: .*int32"):
+        lm.diagnostics.gradient_variance(lambda key: {"n": jnp.arange(3)}, key)
+    with pytest.raises(ValueError, match=r"grad_fn\(key\): .*empty tree"):
+        lm.diagnostics.gradient_variance(lambda key: {}, key)
     with pytest.raises(TypeError, match="keys: expected keys"):
         lm.diagnostics.gradient_variance(lambda key: key, jnp.ones(3))
     with pytest.raises(ValueError, match="keys: expected shape"):
