@@ -88,15 +88,15 @@ def start_jax(devices: int | None, cache: bool) -> None:
         runner.cache_compilations(platformdirs.user_cache_path("lamaml_jax") / "jax")
 
 
-def _new_folders(out: Path, names: list[str], overwrite: bool) -> list[Path]:
-    """Returns a folder per method, refusing those in use before any work is done."""
+def _usable_folders(out: Path, names: list[str], fresh: bool) -> list[Path]:
+    """Returns a folder per method, refusing unusable ones before any work is done."""
     from experiments import run_folder
 
     folders = [out / name for name in names]
     for folder in folders:
-        if overwrite and (folder / "config.json").is_file():
+        if fresh and (folder / "config.json").is_file():
             shutil.rmtree(folder)
-        run_folder.check_new(folder)
+        run_folder.check_usable(folder)
     return folders
 
 
@@ -169,9 +169,18 @@ def run(
             show_default=False,
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace earlier runs in that folder.")
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Start over, replacing earlier runs in that folder. Without it the "
+            "same command goes on with what was interrupted, and leaves what is "
+            "complete.",
+        ),
     ] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between checkpoints at least.")
+    ] = 60.0,
     data_dir: DataDir = None,
     devices: Annotated[
         int | None,
@@ -255,7 +264,14 @@ def run(
         "classes_per_task": classes_per_task,
         "eval_every": eval_every,
     }
-    from experiments import benchmarks, hyperparameters, methods, presets, session
+    from experiments import (
+        benchmarks,
+        hyperparameters,
+        methods,
+        presets,
+        run_folder,
+        session,
+    )
     from experiments.config import RunConfig, check_config
     from experiments.data import sources
 
@@ -287,7 +303,15 @@ def run(
     def configs_on(chosen):
         configs = [
             RunConfig(
-                chosen, name, seed_list, hyper, stream_seed, setting.value, passes.value
+                chosen,
+                name,
+                seed_list,
+                hyper,
+                stream_seed,
+                setting.value,
+                passes.value,
+                probes,
+                alignment,
             )
             for name, hyper in zip(names, resolved, strict=True)
         ]
@@ -298,7 +322,7 @@ def run(
     configs_on(chosen)
     sources.check_source(chosen.source, data_dir)
     out = out or Path("runs") / _run_name(benchmark, setting, passes)
-    folders = _new_folders(out, names, overwrite)
+    folders = _usable_folders(out, names, fresh)
     start_jax(devices, compile_cache)
     from experiments import runner
 
@@ -306,21 +330,30 @@ def run(
     if num_tasks is None:
         chosen = benchmarks.with_tasks_of(chosen, source.num_classes)
     configs = configs_on(chosen)
-    data = benchmarks.draw(chosen, source, seed_list, stream_seed)
-    console.print(
-        f"[bold]{benchmark}[/]: {chosen.num_tasks} tasks x {chosen.rows_per_task} "
-        f"rows, seeds {first_seed} to {first_seed + seeds - 1}; results in {out}"
-    )
-    inputs = runner.place(data, seed_list, runner.seed_mesh(devices))
-    extras = runner.Extras(probes, alignment)
-    programs = runner.compile_programs(configs, inputs, extras)
-    diverged = {}
+    todo = []
     for config, folder in zip(configs, folders, strict=True):
-        with console.status(f"compiling {config.method}"):
-            program = next(programs)
-        lost = session.run_method(config, program, inputs, folder, console)
-        if lost:
-            diverged[config.method] = lost
+        record = session.config_record(config)
+        if run_folder.progress(folder, record) == run_folder.Progress.COMPLETE:
+            console.print(f"{folder} is complete", soft_wrap=True)
+        else:
+            todo.append((config, folder))
+    diverged = {}
+    if todo:
+        data = benchmarks.draw(chosen, source, seed_list, stream_seed)
+        console.print(
+            f"[bold]{benchmark}[/]: {chosen.num_tasks} tasks x {chosen.rows_per_task} "
+            f"rows, seeds {first_seed} to {first_seed + seeds - 1}; results in {out}"
+        )
+        inputs = runner.place(data, seed_list, runner.seed_mesh(devices))
+        programs = runner.compile_programs([config for config, _ in todo], inputs)
+        for config, folder in todo:
+            with console.status(f"compiling {config.method}"):
+                program = next(programs)
+            lost = session.run_method(
+                config, program, inputs, folder, console, checkpoint_every
+            )
+            if lost:
+                diverged[config.method] = lost
     from experiments import report as reporting
 
     for name, lost in diverged.items():

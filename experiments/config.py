@@ -40,6 +40,10 @@ class RunConfig:
     ``SETTINGS``."""
     passes: str = "single"
     """Whose presets these are, single or multi."""
+    probes: bool = False
+    """Accuracy at fast and slow weights about every 25 updates of the first tasks."""
+    alignment: bool = False
+    """Cosines between the gradients of the tasks' losses after every evaluation."""
 
 
 def num_meta_updates(config: RunConfig) -> int:

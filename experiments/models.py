@@ -1,14 +1,56 @@
 """Networks of the benchmarks, as flax modules."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 INITIALIZERS = {
     "kaiming": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
     "xavier": nn.initializers.glorot_normal(),
 }
+
+
+def convolve_by_matmul(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **options: object,
+) -> jax.Array:
+    """Convolves as one matrix product over the patches under the kernel.
+
+    XLA has no fast convolution for a CPU inside a loop, nor for the gradients of one:
+    a second-order meta-update of the Tiny ImageNet network takes 25 seconds with it,
+    and 1.2 with this, whose derivatives of all orders are products and slices too.
+
+    Args:
+        images: [B, H, W, C].
+        kernel: [h, w, C, D].
+        strides: down and to the right.
+        padding: zeros before and after, for rows and for columns.
+        **options: of ``jax.lax.conv_general_dilated`` as flax gives them; left at
+            their defaults.
+
+    Returns:
+        [B, H', W', D], as ``jax.lax.conv_general_dilated`` has it for NHWC and HWIO.
+    """
+    del options
+    height, width = kernel.shape[:2]
+    down, right = strides
+    images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    last = images.shape[1] - height, images.shape[2] - width
+    parts = [
+        images[:, i : i + last[0] + 1 : down, j : j + last[1] + 1 : right]
+        for i in range(height)
+        for j in range(width)
+    ]
+    patches = jnp.concatenate(parts, axis=-1)
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    product = patches.reshape(-1, matrix.shape[0]) @ matrix
+    return product.reshape(*patches.shape[:3], -1)
 
 
 class Network(nn.Module):
@@ -32,10 +74,18 @@ class Network(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps images [B, ...] ([B, H, W, C] with convolutions) to logits [B, Y]."""
         kernel_init = INITIALIZERS[self.initializer]
+        on_cpu = jax.default_backend() == "cpu"
+        layer = functools.partial(
+            nn.Conv,
+            kernel_size=(3, 3),
+            strides=2,
+            padding=1,
+            kernel_init=kernel_init,
+            conv_general_dilated=convolve_by_matmul if on_cpu else None,
+        )
         x = images
         for channels in self.channels:
-            conv = nn.Conv(channels, (3, 3), 2, padding=1, kernel_init=kernel_init)
-            x = nn.relu(conv(x))
+            x = nn.relu(layer(channels)(x))
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             x = nn.relu(nn.Dense(width, kernel_init=kernel_init)(x))

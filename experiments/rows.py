@@ -11,7 +11,10 @@ from experiments.figures import Entry
 from experiments.run_folder import METRICS, Run
 
 # What may differ between runs without making one a variant of the other.
-_NOT_SETTINGS = {"format_version", "benchmark", "method", "seeds", "description"}
+_NOT_SETTINGS = {
+    *("format_version", "benchmark", "method", "seeds", "description"),
+    *("probes", "alignment"),
+}
 # Measured along a run: the same for all seeds, and with a leading seed axis.
 _SHARED = ("probe_updates", "probe_tasks", "alignment_after")
 _BY_SEED = ("probe_slow", "probe_fast", "step_size_quantiles", "task_alignment")

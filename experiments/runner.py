@@ -46,6 +46,8 @@ class TaskResult(NamedTuple):
     """Processor time of the task's training, all threads, seconds."""
     evaluate_s: float
     """Wall time of the evaluation after it, seconds."""
+    state: Any
+    """Of the learner, over all seeds; gone once the next result is asked for."""
 
 
 def seed_mesh(num_devices: int | None = None) -> Mesh:
@@ -145,39 +147,27 @@ def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> I
     Returns:
         The inputs of ``compile_programs`` and ``train``.
     """
-    by_seed = NamedSharding(mesh, PartitionSpec("seed"))
-    padding = -len(seeds) % mesh.size
-
-    def spread(array):
-        padded = np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])
-        return jax.device_put(padded, by_seed)
-
     shared = Shared(*(getattr(data, name) for name in Shared._fields))
-    streams = StreamArrays(*(spread(getattr(data, n)) for n in StreamArrays._fields))
+    streams = StreamArrays(
+        *(_spread(getattr(data, name), mesh) for name in StreamArrays._fields)
+    )
     return Inputs(
         mesh,
         DataForm(data.train_images.shape[1:], data.num_classes, data.max_value),
         jax.device_put(shared, NamedSharding(mesh, PartitionSpec())),
         streams,
-        spread(np.asarray(seeds, np.int32)),
+        _spread(np.asarray(seeds, np.int32), mesh),
     )
 
 
-class Extras(NamedTuple):
-    """What to measure besides accuracies."""
-
-    probes: bool = False
-    """Accuracy at fast and slow weights about every 25 updates of the first tasks."""
-    alignment: bool = False
-    """Cosines between the gradients of the tasks' losses after every evaluation."""
+def _spread(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Puts [S, ...] on the devices, repeating the last to a multiple of the mesh."""
+    padding = -len(array) % mesh.size
+    padded = np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])
+    return jax.device_put(padded, NamedSharding(mesh, PartitionSpec("seed")))
 
 
-NO_EXTRAS = Extras()
-
-
-def compile_programs(
-    configs: Sequence[RunConfig], inputs: Inputs, extras: Extras = NO_EXTRAS
-) -> Iterator[Program]:
+def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[Program]:
     """Compiles the program of each method when it is asked for, ahead of its run.
 
     All are traced before the first is compiled, so that a mistake in any shows at
@@ -187,7 +177,6 @@ def compile_programs(
     Args:
         configs: what to run, on one benchmark and the same seeds.
         inputs: from ``place``.
-        extras: what to measure besides accuracies.
 
     Yields:
         One program per configuration.
@@ -203,7 +192,7 @@ def compile_programs(
     start = time.perf_counter()
     wanted = jnp.ones(configs[0].benchmark.num_tasks, bool)
 
-    def trace(fns):
+    def trace(config, fns):
         init = jax.jit(over_seeds(fns.init, mesh, "s"))
         train = jax.jit(over_seeds(fns.train_task, mesh, "-sss-"), donate_argnums=3)
         evaluate = jax.jit(over_seeds(fns.evaluate, mesh, "-ss-"))
@@ -219,13 +208,13 @@ def compile_programs(
             "train": train.trace(shared, streams, seeds, state, jnp.int32(0)),
             "init": init.trace(seeds),
         }
-        if extras.probes and step_sizes_of(state) is not None:
+        if config.probes and step_sizes_of(state) is not None:
             part = jax.jit(over_seeds(fns.train_part, mesh, "-sss--"), donate_argnums=3)
             ahead = jax.jit(over_seeds(fns.look_ahead, mesh, "-sss--"))
             where = jnp.int32(0), jnp.int32(0)
             own["part"] = part.trace(shared, streams, seeds, state, *where)
             own["ahead"] = ahead.trace(shared, streams, seeds, state, *where)
-        if extras.alignment:
+        if config.alignment:
             align = jax.jit(over_seeds(fns.alignment, mesh, "-ss"))
             own["alignment"] = align.trace(shared, streams, state.weights)
         return own, form
@@ -234,7 +223,7 @@ def compile_programs(
     traced = []
     for config, fns in zip(configs, methods, strict=True):
         try:
-            traced.append(trace(fns))
+            traced.append(trace(config, fns))
         except (TypeError, ValueError) as error:
             raise UserError(f"method {config.method!r}: {error}") from error
     compiled: dict[str, Any] = {}
@@ -328,21 +317,32 @@ def leaf_names(program: Program) -> list[str]:
     return [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
 
 
-def train(config: RunConfig, program: Program, inputs: Inputs) -> Iterator[TaskResult]:
+def train(
+    config: RunConfig,
+    program: Program,
+    inputs: Inputs,
+    state: Any = None,
+    first_task: int = -1,
+) -> Iterator[TaskResult]:
     """Runs all tasks in order and yields the result of each, task -1 first.
 
     Args:
         config: what to run.
         program: from ``compile_programs``.
         inputs: from ``place``.
+        state: to go on from, [S, ...]; None: the initial one.
+        first_task: to go on with.
 
     Yields:
         One ``TaskResult`` per task; a diverged seed has NaN accuracies from then on.
     """
     num_seeds = len(config.seeds)
     shared, streams, seeds = inputs.shared, inputs.streams, inputs.seeds
-    state = program.init()
-    for task in range(-1, config.benchmark.num_tasks):
+    if state is None:
+        state = program.init()
+    else:
+        state = jax.tree.map(lambda leaf: _spread(leaf, inputs.mesh), state)
+    for task in range(first_task, config.benchmark.num_tasks):
         info: Any = None
         probes: list[Probe] = []
         start, cpu = time.perf_counter(), time.process_time()
@@ -380,6 +380,7 @@ def train(config: RunConfig, program: Program, inputs: Inputs) -> Iterator[TaskR
             train_s=trained - start,
             train_cpu_s=train_cpu_s,
             evaluate_s=time.perf_counter() - trained,
+            state=state,
         )
 
 

@@ -1,5 +1,6 @@
 """Runs methods one after the other, shows progress and writes run folders."""
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -7,9 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,9 @@ from rich.progress import (
 
 import lamaml_jax as lm
 from experiments import run_folder, runner
+from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.config import RunConfig, num_meta_updates
+from experiments.history import join, num_tasks, of_result, to_arrays
 
 FORMAT_VERSION = 1
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
@@ -70,12 +71,14 @@ def config_record(config: RunConfig) -> dict[str, Any]:
         "stream_seed": config.stream_seed,
         "setting": config.setting,
         "passes": config.passes,
+        "probes": config.probes,
+        "alignment": config.alignment,
         **benchmark,
         **{key: value for key, value in hyper.items() if value is not None},
     }
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress(config: RunConfig, console: Console) -> Iterator[Any]:
     columns = (
         TextColumn("[bold]{task.description:<8}"),
@@ -137,12 +140,39 @@ def _summary(
     }
 
 
+def _host_state(state: Any, num_seeds: int) -> Any:
+    """Copies a learner's state, without the padding of seeds."""
+    return jax.tree.map(lambda leaf: np.array(leaf)[:num_seeds], state)
+
+
+def _last_checkpoint(
+    config: RunConfig,
+    program: runner.Program,
+    checkpoints: Checkpoints,
+    folder: Path,
+    console: Console,
+) -> Checkpoint | None:
+    """Finds where an interrupted run can go on, and tells."""
+    num_seeds = len(config.seeds)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((num_seeds, *x.shape[1:]), x.dtype),
+        jax.eval_shape(program.init),
+    )
+    found = checkpoints.latest(
+        like, lambda text: console.print(f"{folder}: {text}", soft_wrap=True)
+    )
+    done = "the beginning" if found is None else f"task {num_tasks(found.history)}"
+    console.print(f"{folder}: was interrupted, goes on from {done}", soft_wrap=True)
+    return found
+
+
 def run_method(
     config: RunConfig,
     program: runner.Program,
     inputs: runner.Inputs,
     folder: Path,
     console: Console,
+    checkpoint_s: float,
 ) -> list[int]:
     """Trains one method on all seeds and writes its run folder.
 
@@ -150,23 +180,35 @@ def run_method(
         config: what to run.
         program: from ``runner.compile_programs``.
         inputs: from ``runner.place``.
-        folder: created; must not hold anything yet.
+        folder: new, or of the same run, interrupted; it then goes on from the latest
+            checkpoint and ends with the numbers of a run that was not interrupted.
         console: where progress is shown.
+        checkpoint_s: seconds between two checkpoints at least.
 
     Returns:
         The seeds that diverged.
 
     Raises:
-        RunFolderError: the folder cannot be written or is in use.
+        RunFolderError: the folder cannot be written, or holds a complete run.
     """
-    wall, cpu = time.perf_counter(), time.process_time()
-    run_folder.create(folder, config_record(config), environment())
-    results: list[runner.TaskResult] = []
-    rows: list[np.ndarray] = []
-    train_s = 0.0
-    with _progress(config, console) as show:
-        for result in runner.train(config, program, inputs):
-            results.append(result)
+    record = config_record(config)
+    checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, checkpoint_s)
+    found = None
+    if run_folder.progress(folder, record) == run_folder.Progress.NEW:
+        run_folder.create(folder, record, environment())
+    else:
+        found = _last_checkpoint(config, program, checkpoints, folder, console)
+        done = 0 if found is None else num_tasks(found.history)
+        run_folder.reopen(folder, environment(), done)
+    histories, rows, train_s, start = [], [], 0.0, ()
+    if found is not None:
+        histories = [found.history]
+        rows = list(found.history["accuracy"][1:])
+        train_s = float(found.history["train_s"].sum())
+        start = found.state, num_tasks(found.history)
+    with contextlib.closing(checkpoints), _progress(config, console) as show:
+        for result in runner.train(config, program, inputs, *start):
+            histories.append(of_result(result))
             train_s += result.train_s
             if result.task < 0:
                 continue
@@ -177,52 +219,23 @@ def run_method(
             ):
                 run_folder.append_evaluation(folder, record)
             show(result.task + 1, _note(config, rows, train_s))
-    accuracy, initial = np.stack(rows, axis=1), results[0].accuracy
-    finite = results[-1].finite
+            if checkpoints.is_due() and result.task + 1 < config.benchmark.num_tasks:
+                state = _host_state(result.state, len(config.seeds))
+                checkpoints.save(Checkpoint(state, join(histories)))
+    whole = join(histories)
+    finite = whole["finite"][-1]
     diverged = [s for s, ok in zip(config.seeds, finite, strict=True) if not ok]
-    cpu_s = sum(result.train_cpu_s for result in results)
+    arrays = to_arrays(whole) | {"seeds": np.asarray(config.seeds, np.int32)}
     timing = {
         "compile_s": program.compile_s,
-        "train_s": train_s,
-        "train_cpu_s_per_seed": cpu_s / len(inputs.seeds),
-        "evaluate_s": sum(result.evaluate_s for result in results),
-        "wall_s": time.perf_counter() - wall,
-        "cpu_s": time.process_time() - cpu,
+        "train_s": float(whole["train_s"].sum()),
+        "train_cpu_s_per_seed": float(whole["train_cpu_s"].sum()) / len(inputs.seeds),
+        "evaluate_s": float(whole["evaluate_s"].sum()),
     }
-    arrays = {
-        "accuracy": accuracy,
-        "initial_accuracy": initial,
-        "seeds": np.asarray(config.seeds, np.int32),
-        **_measured(results),
-    }
-    summary = _summary(accuracy, initial, diverged, config, timing)
+    summary = _summary(
+        arrays["accuracy"], arrays["initial_accuracy"], diverged, config, timing
+    )
     if "step_size_quantiles" in arrays:
         summary["step_size_leaves"] = runner.leaf_names(program)
     run_folder.finish(folder, arrays, summary)
     return diverged
-
-
-def _measured(results: Sequence[runner.TaskResult]) -> dict[str, np.ndarray]:
-    """Stacks what was measured besides accuracies, seeds first."""
-    arrays = {
-        f"info_{name}": np.stack([result.info[name] for result in results[1:]], axis=1)
-        for name in results[1].info
-    }
-    if "step_size_quantiles" in results[0].measures:
-        quantiles = [result.measures["step_size_quantiles"] for result in results]
-        arrays["step_size_quantiles"] = np.stack(quantiles, axis=1)
-    aligned = [r for r in results[1:] if "task_alignment" in r.measures]
-    if aligned:
-        cosines = [result.measures["task_alignment"] for result in aligned]
-        arrays["task_alignment"] = np.stack(cosines, axis=1)
-        after = [result.task + 1 for result in aligned]
-        arrays["alignment_after"] = np.asarray(after, np.int32)
-    probes = [probe for result in results for probe in result.probes]
-    if probes:
-        for name, field in (("updates", "num_updates"), ("tasks", "task")):
-            values = [getattr(probe, field) for probe in probes]
-            arrays[f"probe_{name}"] = np.asarray(values, np.int32)
-        for name in ("slow", "fast"):
-            values = [getattr(probe, name) for probe in probes]
-            arrays[f"probe_{name}"] = np.stack(values, axis=1)
-    return arrays

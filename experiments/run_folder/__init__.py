@@ -5,34 +5,47 @@ marks the run complete. Accuracies are fractions, NaN (null in JSON) where not k
 """
 
 from experiments.run_folder.layout import (
+    CHECKPOINTS,
     FORMAT_VERSION,
     METRICS,
     NothingToReportError,
     RunFolderError,
 )
-from experiments.run_folder.reading import Run, find, has_result, read
+from experiments.run_folder.reading import (
+    Progress,
+    Run,
+    find,
+    has_result,
+    progress,
+    read,
+)
 from experiments.run_folder.writing import (
     append_evaluation,
-    check_new,
+    check_usable,
     create,
     finish,
     make_folder,
+    reopen,
     write_file,
 )
 
 __all__ = [
+    "CHECKPOINTS",
     "FORMAT_VERSION",
     "METRICS",
     "NothingToReportError",
+    "Progress",
     "Run",
     "RunFolderError",
     "append_evaluation",
-    "check_new",
+    "check_usable",
     "create",
     "find",
     "finish",
     "has_result",
     "make_folder",
+    "progress",
     "read",
+    "reopen",
     "write_file",
 ]

@@ -11,6 +11,7 @@ METRICS = (
 )
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 EVALUATIONS, ARRAYS = "evaluations.jsonl", "arrays.npz"
+CHECKPOINTS = "checkpoints"
 
 
 class RunFolderError(UserError):
@@ -32,4 +33,6 @@ DEFAULTS = {
     "augment": [],
     "mean": [],
     "std": [],
+    "probes": False,
+    "alignment": False,
 }

@@ -1,5 +1,6 @@
 """Reads runs and checks that their files are sound and agree."""
 
+import enum
 import io
 import json
 import re
@@ -18,7 +19,7 @@ from experiments.run_folder.layout import (
     RunFolderError,
 )
 
-_AGAIN = "restore it from a copy, or run again with --overwrite"
+_AGAIN = "restore it from a copy, or run again with --fresh"
 # Stored and recomputed figures are means of at most a few hundred float32 fractions.
 _TOLERANCE = 1e-5
 
@@ -262,6 +263,45 @@ def _check_evaluations(
         )
 
 
+class Progress(enum.Enum):
+    """How far a run folder is."""
+
+    NEW = "new"
+    INTERRUPTED = "interrupted"
+    COMPLETE = "complete"
+
+
+def progress(folder: Path, config: Mapping[str, Any]) -> Progress:
+    """Tells how far the run of a configuration is in a folder.
+
+    Args:
+        folder: new, or of a run.
+        config: what the run should be, as ``create`` takes it.
+
+    Returns:
+        Whether the run has to start, has to go on or is done.
+
+    Raises:
+        RunFolderError: the folder holds a run of another configuration.
+    """
+    if not (folder / layout.CONFIG).is_file():
+        return Progress.NEW
+    stored = _read_config(folder)
+    wanted = layout.DEFAULTS | json.loads(json.dumps(config))
+    differing = [
+        f"{name} {stored.get(name)!r} instead of {wanted.get(name)!r}"
+        for name in sorted({*stored, *wanted})
+        if stored.get(name) != wanted.get(name)
+    ]
+    if differing:
+        raise RunFolderError(
+            f"{folder}: holds another run, with {', '.join(differing)}; give another "
+            "--out, or --fresh to replace it"
+        )
+    is_complete = (folder / layout.SUMMARY).is_file()
+    return Progress.COMPLETE if is_complete else Progress.INTERRUPTED
+
+
 def read(folder: Path) -> Run:
     """Reads a complete run and checks that its files are sound and agree.
 
@@ -280,7 +320,7 @@ def read(folder: Path) -> Run:
     if not (folder / layout.SUMMARY).exists():
         raise NothingToReportError(
             f"{folder}: incomplete, there is no {layout.SUMMARY}; let the run finish, "
-            "or run again with --overwrite"
+            "or go on with it by the same command"
         )
     environment = _read_json(folder, layout.ENVIRONMENT)
     arrays = _read_arrays(folder, config)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,20 +72,21 @@ def _write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
     write_file(folder / name, f"{text}\n".encode())
 
 
-def check_new(folder: Path) -> None:
+def check_usable(folder: Path) -> None:
     """Makes ``folder`` if need be, and checks by writing that a run can go there.
 
     Raises:
-        RunFolderError: it holds something already, or cannot be written to.
+        RunFolderError: it holds something that is no run, or cannot be written to.
     """
     folder = Path(folder)
     probe = folder / ".probe"
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunFolderError(
-                f"{folder}: already used; give another --out, or --overwrite to "
-                "replace the run in it"
-            )
+        is_run = (folder / layout.CONFIG).is_file()
+        if folder.exists() and not is_run:
+            if not folder.is_dir() or any(folder.iterdir()):
+                raise RunFolderError(
+                    f"{folder}: holds something that is no run; give another --out"
+                )
         make_folder(folder)
         write_file(probe, b"written")
         probe.unlink()
@@ -107,10 +109,37 @@ def create(
         RunFolderError: the folder is used or cannot be written to.
     """
     folder = Path(folder)
-    check_new(folder)
+    check_usable(folder)
+    if (folder / layout.CONFIG).is_file():
+        raise RunFolderError(f"{folder}: holds a run; give another --out")
     _write_json(folder, layout.CONFIG, config)
     _write_json(folder, layout.ENVIRONMENT, environment)
     write_file(folder / layout.EVALUATIONS, b"")
+
+
+def reopen(folder: Path, environment: Mapping[str, Any], num_tasks: int) -> None:
+    """Goes on with a run folder that was interrupted.
+
+    Args:
+        folder: made by ``create``.
+        environment: as in ``create``, of this start; listed under ``resumed``.
+        num_tasks: tasks that are done; lines of later ones are dropped.
+
+    Raises:
+        RunFolderError: the folder cannot be written to.
+    """
+    folder = Path(folder)
+    try:
+        stored = json.loads((folder / layout.ENVIRONMENT).read_bytes())
+        stored["resumed"] = [*stored.get("resumed", []), environment]
+    except (OSError, ValueError):  # killed before it was written
+        stored = environment
+    _write_json(folder, layout.ENVIRONMENT, stored)
+    path = folder / layout.EVALUATIONS
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    kept = [line for line in whole if json.loads(line)["task"] < num_tasks]
+    write_file(path, b"".join(kept))
 
 
 def append_evaluation(folder: Path, record: Mapping[str, Any]) -> None:
@@ -142,6 +171,8 @@ def finish(
 ) -> None:
     """Writes the arrays and then the summary, which completes the run.
 
+    Its checkpoints are removed then.
+
     Args:
         folder: made by ``create``.
         arrays: ``accuracy`` [S, T, T], ``initial_accuracy`` [S, T], ``seeds`` [S] and
@@ -160,3 +191,4 @@ def finish(
     np.savez(buffer, **arrays)
     write_file(Path(folder) / layout.ARRAYS, buffer.getvalue())
     _write_json(Path(folder), layout.SUMMARY, summary)
+    shutil.rmtree(Path(folder) / layout.CHECKPOINTS, ignore_errors=True)

@@ -52,9 +52,10 @@ def test_run_makes_results_table_and_figures(tmp_path):
     assert (report / "table.md").stat().st_size > 0
     assert list(report.glob("*.png"))
     assert list((tmp_path / "cache").rglob("*")), "no compiled program was kept"
-    again = spawn(["run", *TINY, "-m", "lamaml", "--out", tmp_path / "out"])
+    other = ["run", *TINY, "-m", "lamaml", "--glances", "3", "--out", tmp_path / "out"]
+    again = spawn(other)
     assert again.returncode == 2
-    assert "already used" in again.stderr
+    assert "another run, with glances 5 instead of 3" in " ".join(again.stderr.split())
     assert "Traceback" not in again.stderr
     assert json.loads((tmp_path / "out/lamaml/summary.json").read_text()) == summary
 
@@ -139,10 +140,10 @@ def test_used_folder_that_is_no_run_is_never_overwritten(tmp_path, monkeypatch, 
     (tmp_path / "er").mkdir()
     (tmp_path / "er/notes.txt").write_text("mine")
     status, _, err = call(
-        ["run", "-m", "er", "--out", tmp_path, "--overwrite"], monkeypatch, capsys
+        ["run", "-m", "er", "--out", tmp_path, "--fresh"], monkeypatch, capsys
     )
     assert status == 2
-    assert "already used" in err
+    assert "holds something that is no run" in err
     assert (tmp_path / "er/notes.txt").read_text() == "mine"
 
 

@@ -356,13 +356,13 @@ def test_forward_transfer_of_one_task_is_zero(tmp_path):
 
 def test_a_used_folder_is_refused_with_the_ways_out(folder):
     before = (folder / "config.json").read_bytes()
-    with pytest.raises(RunFolderError, match=r"already used.*--out.*--overwrite"):
+    with pytest.raises(RunFolderError, match="holds a run; give another --out"):
         run_folder.create(folder, {}, {})
     assert (folder / "config.json").read_bytes() == before
 
 
 def test_an_empty_folder_may_be_used(tmp_path):
-    run_folder.check_new(tmp_path)
+    run_folder.check_usable(tmp_path)
     assert list(tmp_path.iterdir()) == []
     run_folder.create(tmp_path, CONFIG, {})
 
@@ -381,7 +381,7 @@ def no_space(*args):
 def test_a_full_disk_is_found_by_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(RunFolderError, match="No space left"):
-        run_folder.check_new(tmp_path)
+        run_folder.check_usable(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -29,10 +29,10 @@ def tiny(method="lamaml", seeds=SEEDS, **overrides):
     return RunConfig(benchmark, method, tuple(seeds), hyper)
 
 
-def run(config, num_devices=1, extras=runner.NO_EXTRAS):
+def run(config, num_devices=1):
     data = benchmarks.load(config.benchmark, config.seeds)
     inputs = runner.place(data, config.seeds, runner.seed_mesh(num_devices))
-    (program,) = runner.compile_programs([config], inputs, extras)
+    (program,) = runner.compile_programs([config], inputs)
     return list(runner.train(config, program, inputs))
 
 
@@ -150,7 +150,7 @@ def test_running_retained_accuracy_needs_every_task_so_far():
 
 @pytest.fixture(scope="module")
 def measured():
-    return run(tiny(), extras=runner.Extras(probes=True, alignment=True))
+    return run(dataclasses.replace(tiny(), probes=True, alignment=True))
 
 
 def test_probes_do_not_change_the_run(results, measured):

@@ -1,0 +1,50 @@
+"""The convolution by products against XLA's own, and the networks' sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import models
+
+CASES = {
+    "published": ((5, 8, 8, 3), (3, 3, 3, 4), (2, 2), ((1, 1), (1, 1))),
+    "odd": ((2, 7, 10, 2), (3, 3, 2, 5), (2, 2), ((1, 1), (1, 1))),
+    "uneven": ((1, 6, 9, 1), (2, 4, 1, 1), (1, 3), ((0, 2), (1, 0))),
+    "one pixel": ((3, 1, 1, 2), (3, 3, 2, 2), (2, 2), ((1, 1), (1, 1))),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request, x64):
+    image_shape, kernel_shape, strides, padding = CASES[request.param]
+    rng = np.random.default_rng(0)
+    images, kernel = map(
+        jnp.asarray, map(rng.normal, (0, 0), (1, 1), [image_shape, kernel_shape])
+    )
+    by_matmul = lambda x, k: models.convolve_by_matmul(x, k, strides, padding)
+    by_xla = lambda x, k: jax.lax.conv_general_dilated(
+        x, k, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return images, kernel, by_matmul, by_xla
+
+
+def test_a_convolution_by_products_is_a_convolution(case):
+    images, kernel, by_matmul, by_xla = case
+    expected = by_xla(images, kernel)
+    got = by_matmul(images, kernel)
+    assert got.shape == expected.shape and got.dtype == expected.dtype
+    np.testing.assert_allclose(got, expected, atol=1e-13)
+
+
+def test_its_first_and_second_derivatives_too(case):
+    images, kernel, by_matmul, by_xla = case
+
+    def derivatives(conv):
+        loss = lambda x, k: jnp.sum(jnp.tanh(conv(x, k)))
+        grad = jax.grad(loss, argnums=(0, 1))
+        along = jax.jvp(grad, (images, kernel), (jnp.sin(images), jnp.cos(kernel)))
+        return jax.tree.leaves((grad(images, kernel), along))
+
+    for got, expected in zip(derivatives(by_matmul), derivatives(by_xla), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-12)

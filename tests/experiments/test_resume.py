@@ -1,0 +1,204 @@
+"""Interrupted runs that go on end as if they had not been interrupted."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import benchmarks, presets, run_folder, runner, session
+from experiments.config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+SEEDS = (0, 1, 2)
+CONFIGS = {
+    "lamaml": {"probes": True, "alignment": True},
+    "vrmcl": {},
+    "derpp": {},
+    "ewc": {},
+    "iid": {},
+}
+
+
+def make_config(method, **options):
+    benchmark = dataclasses.replace(
+        benchmarks.BENCHMARKS["digits-rotations"],
+        num_tasks=4,
+        rows_per_task=40,
+        hidden=(8,),
+    )
+    (hyper,) = presets.resolve("digits-rotations", [method], {})
+    return RunConfig(benchmark, method, SEEDS, hyper, **options)
+
+
+def make_inputs(config, num_devices=2):
+    data = benchmarks.load(config.benchmark, config.seeds)
+    return runner.place(data, config.seeds, runner.seed_mesh(num_devices))
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def case(request):
+    config = make_config(request.param, **CONFIGS[request.param])
+    inputs = make_inputs(config)
+    (program,) = runner.compile_programs([config], inputs)
+    return config, program, inputs
+
+
+def run(case, folder, text=None):
+    console = Console(file=text or io.StringIO(), width=200)
+    return session.run_method(*case, folder, console, checkpoint_s=0)
+
+
+def interrupt(case, folder, num_tasks, monkeypatch):
+    """Runs until the evaluation after ``num_tasks`` tasks is being written."""
+    append = run_folder.append_evaluation
+
+    def append_or_stop(path, record):
+        append(path, record)
+        if record["task"] == num_tasks - 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "append_evaluation", append_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(case, folder)
+
+
+def contents(folder):
+    with np.load(folder / "arrays.npz") as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    return found, (folder / "evaluations.jsonl").read_text()
+
+
+def assert_same(folder, other):
+    (arrays, lines), (expected, expected_lines) = contents(folder), contents(other)
+    assert arrays.keys() == expected.keys()
+    for name in arrays:
+        np.testing.assert_array_equal(arrays[name], expected[name], err_msg=name)
+    assert lines == expected_lines
+
+
+def test_a_run_interrupted_twice_ends_bit_for_bit_the_same(case, tmp_path, monkeypatch):
+    run(case, tmp_path / "whole")
+    for num_tasks in (1, 3):  # before any checkpoint, and after two
+        interrupt(case, tmp_path / "parts", num_tasks, monkeypatch)
+    record = session.config_record(case[0])
+    interrupted = run_folder.Progress.INTERRUPTED
+    assert run_folder.progress(tmp_path / "parts", record) == interrupted
+    text = io.StringIO()
+    run(case, tmp_path / "parts", text)
+    assert "goes on from task 2" in text.getvalue()
+    assert_same(tmp_path / "parts", tmp_path / "whole")
+    assert not (tmp_path / "parts/checkpoints").exists()
+    environment = json.loads((tmp_path / "parts/environment.json").read_text())
+    assert len(environment["resumed"]) == 2
+    assert run_folder.progress(tmp_path / "parts", record).name == "COMPLETE"
+
+
+@pytest.fixture(scope="module")
+def er():
+    config = make_config("er")
+    inputs = make_inputs(config)
+    (program,) = runner.compile_programs([config], inputs)
+    return config, program, inputs
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_used(
+    er, tmp_path, monkeypatch
+):
+    run(er, tmp_path / "whole")
+    interrupt(er, tmp_path / "parts", 4, monkeypatch)
+    assert sorted(p.name for p in (tmp_path / "parts/checkpoints").iterdir()) == [
+        "2",
+        "3",
+    ]
+    for path in (tmp_path / "parts/checkpoints/3").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:5])
+    text = io.StringIO()
+    run(er, tmp_path / "parts", text)
+    assert "the checkpoint after task 3 is damaged" in text.getvalue()
+    assert "goes on from task 2" in text.getvalue()
+    assert_same(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_the_number_of_devices_may_change(er, tmp_path, monkeypatch):
+    run(er, tmp_path / "whole")
+    interrupt(er, tmp_path / "parts", 3, monkeypatch)
+    config = er[0]
+    inputs = make_inputs(config, num_devices=1)
+    (program,) = runner.compile_programs([config], inputs)
+    run((config, program, inputs), tmp_path / "parts")
+    # One device runs the same program for a seed, if XLA is so kind; allow a row.
+    rows = config.benchmark.rows_per_task
+    for name in ("accuracy", "initial_accuracy"):
+        got, expected = (contents(tmp_path / f)[0][name] for f in ("parts", "whole"))
+        np.testing.assert_allclose(got, expected, atol=1 / rows)
+
+
+def test_another_configuration_is_refused_by_the_field(er, tmp_path, monkeypatch):
+    interrupt(er, tmp_path, 2, monkeypatch)
+    other = dataclasses.replace(
+        er[0], hyper=dataclasses.replace(er[0].hyper, capacity=7), alignment=True
+    )
+    problem = "alignment False instead of True, capacity 100 instead of 7"
+    with pytest.raises(run_folder.RunFolderError, match=problem):
+        run_folder.progress(tmp_path, session.config_record(other))
+
+
+def test_a_half_written_line_and_files_not_yet_there_are_no_obstacle(
+    er, tmp_path, monkeypatch
+):
+    run(er, tmp_path / "whole")
+    interrupt(er, tmp_path / "parts", 3, monkeypatch)
+    with open(tmp_path / "parts/evaluations.jsonl", "a") as file:
+        file.write('{"seed": 0, "ta')
+    (tmp_path / "parts/environment.json").unlink()
+    run(er, tmp_path / "parts")
+    assert_same(tmp_path / "parts", tmp_path / "whole")
+    run_folder.read(tmp_path / "parts")
+
+
+def start(out, *options):
+    sizes = ["--seeds", "2", "--num-tasks", "12", "--checkpoint-every", "0"]
+    command = [sys.executable, "-m", "experiments", "run", "-m", "er", *sizes]
+    return subprocess.Popen(
+        [*command, "--out", out, *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_killed_process_goes_on_by_the_same_command(tmp_path):
+    process = start(tmp_path)
+    lines = tmp_path / "er/evaluations.jsonl"
+    while process.poll() is None:
+        if lines.is_file() and lines.read_text().count("\n") >= 8:
+            break
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "er/summary.json").exists()
+    process = start(tmp_path)
+    text, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, text
+    assert "was interrupted, goes on from" in text
+    first = contents(tmp_path / "er")
+    process = start(tmp_path)
+    text, _ = process.communicate(timeout=600)
+    assert process.returncode == 0 and "is complete" in text
+    process = start(tmp_path, "--fresh")
+    text, _ = process.communicate(timeout=600)
+    assert process.returncode == 0 and "goes on" not in text
+    second = contents(tmp_path / "er")
+    assert first[1] == second[1]
