@@ -345,21 +345,14 @@ def run(
             f"rows, seeds {first_seed} to {first_seed + seeds - 1}; results in {out}"
         )
         inputs = runner.place(data, seed_list, runner.seed_mesh(devices))
-        programs = runner.compile_programs([config for config, _ in todo], inputs)
-        for config, folder in todo:
-            with console.status(f"compiling {config.method}"):
-                program = next(programs)
-            lost = session.run_method(
-                config, program, inputs, folder, console, checkpoint_every
-            )
-            if lost:
-                diverged[config.method] = lost
+        diverged = session.run_methods(todo, inputs, console, checkpoint_every)
     from experiments import report as reporting
 
     for name, lost in diverged.items():
-        _fail(f"{name}: seeds {lost} diverged; their accuracies are left out")
+        if lost:
+            _fail(f"{name}: seeds {lost} diverged; their accuracies are left out")
     reporting.make_report(folders, out / "report", console=console)
-    if diverged:
+    if any(diverged.values()):
         raise typer.Exit(1)
 
 

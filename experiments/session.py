@@ -239,3 +239,35 @@ def run_method(
         summary["step_size_leaves"] = runner.leaf_names(program)
     run_folder.finish(folder, arrays, summary)
     return diverged
+
+
+def run_methods(
+    todo: Sequence[tuple[RunConfig, Path]],
+    inputs: runner.Inputs,
+    console: Console,
+    checkpoint_s: float,
+) -> dict[str, list[int]]:
+    """Runs methods on one benchmark, one after the other.
+
+    Args:
+        todo: what to run, and its folder; on the same seeds.
+        inputs: from ``runner.place``.
+        console: where progress is shown.
+        checkpoint_s: seconds between two checkpoints at least.
+
+    Returns:
+        The seeds that diverged, by method.
+
+    Raises:
+        UserError: hyper-parameters that do not fit together, or a folder that cannot
+            be written.
+    """
+    programs = runner.compile_programs([config for config, _ in todo], inputs)
+    diverged = {}
+    for config, folder in todo:
+        with console.status(f"compiling {config.method}"):
+            program = next(programs)
+        diverged[config.method] = run_method(
+            config, program, inputs, folder, console, checkpoint_s
+        )
+    return diverged
