@@ -395,14 +395,14 @@ def use_cpu_devices(count: int) -> None:
     jax.config.update("jax_num_cpu_devices", count)
 
 
-def running_retained_accuracy(accuracy: Sequence[np.ndarray], task: int) -> np.ndarray:
+def running_retained_accuracy(accuracy: np.ndarray, task: int) -> np.ndarray:
     """Mean accuracy over the tasks learnt so far, [S].
 
     Args:
-        accuracy: rows [S, T] of the accuracy matrix, latest last.
-        task: index of the latest task.
+        accuracy: [S, T] after the latest task.
+        task: its index.
 
     Returns:
         Fractions; NaN where one of those tasks was not evaluated.
     """
-    return accuracy[-1][:, : task + 1].mean(axis=1)
+    return accuracy[:, : task + 1].mean(axis=1)

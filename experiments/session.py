@@ -95,12 +95,12 @@ def _progress(config: RunConfig, console: Console) -> Iterator[Any]:
         yield lambda done, note: progress.update(bar, completed=done, note=note)
 
 
-def _note(config: RunConfig, rows: Sequence[np.ndarray], train_s: float) -> str:
-    task = len(rows) - 1
+def _note(
+    config: RunConfig, task: int, retained_accuracy: np.ndarray, train_s: float
+) -> str:
     updates = num_meta_updates(config) * len(config.seeds)
     updates = updates * (task + 1) / config.benchmark.num_tasks
-    finite = runner.running_retained_accuracy(rows, task)
-    finite = finite[np.isfinite(finite)]
+    finite = retained_accuracy[np.isfinite(retained_accuracy)]
     retained = f"{100 * finite.mean():5.1f} %" if finite.size else "n/a"
     return f"{updates / max(train_s, 1e-9):6.0f} updates/s  RA {retained}"
 
@@ -194,16 +194,18 @@ def run_method(
     record = config_record(config)
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, checkpoint_s)
     found = None
-    if run_folder.progress(folder, record) == run_folder.Progress.NEW:
+    progress = run_folder.progress(folder, record)
+    if progress == run_folder.Progress.COMPLETE:
+        raise run_folder.RunFolderError(f"{folder}: complete; give another --out")
+    if progress == run_folder.Progress.NEW:
         run_folder.create(folder, record, environment())
     else:
         found = _last_checkpoint(config, program, checkpoints, folder, console)
         done = 0 if found is None else num_tasks(found.history)
         run_folder.reopen(folder, environment(), done)
-    histories, rows, train_s, start = [], [], 0.0, ()
+    histories, train_s, start = [], 0.0, ()
     if found is not None:
         histories = [found.history]
-        rows = list(found.history["accuracy"][1:])
         train_s = float(found.history["train_s"].sum())
         start = found.state, num_tasks(found.history)
     with contextlib.closing(checkpoints), _progress(config, console) as show:
@@ -212,13 +214,12 @@ def run_method(
             train_s += result.train_s
             if result.task < 0:
                 continue
-            rows.append(result.accuracy)
-            retained = runner.running_retained_accuracy(rows, result.task)
+            retained = runner.running_retained_accuracy(result.accuracy, result.task)
             for record in _evaluation_records(
                 config, result.task, result.accuracy, retained
             ):
                 run_folder.append_evaluation(folder, record)
-            show(result.task + 1, _note(config, rows, train_s))
+            show(result.task + 1, _note(config, result.task, retained, train_s))
             if checkpoints.is_due() and result.task + 1 < config.benchmark.num_tasks:
                 state = _host_state(result.state, len(config.seeds))
                 checkpoints.save(Checkpoint(state, join(histories)))

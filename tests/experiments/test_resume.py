@@ -101,6 +101,8 @@ def test_a_run_interrupted_twice_ends_bit_for_bit_the_same(case, tmp_path, monke
     environment = json.loads((tmp_path / "parts/environment.json").read_text())
     assert len(environment["resumed"]) == 2
     assert run_folder.progress(tmp_path / "parts", record).name == "COMPLETE"
+    with pytest.raises(run_folder.RunFolderError, match="complete; give another --out"):
+        run(case, tmp_path / "parts")
 
 
 @pytest.fixture(scope="module")

@@ -144,8 +144,8 @@ def test_eval_every_leaves_only_the_neighbouring_tasks_between():
 
 def test_running_retained_accuracy_needs_every_task_so_far():
     rows = [np.array([[0.8, np.nan, np.nan]]), np.array([[np.nan, 0.6, 0.1]])]
-    assert runner.running_retained_accuracy(rows[:1], 0)[0] == pytest.approx(0.8)
-    assert np.isnan(runner.running_retained_accuracy(rows, 1)[0])
+    assert runner.running_retained_accuracy(rows[0], 0)[0] == pytest.approx(0.8)
+    assert np.isnan(runner.running_retained_accuracy(rows[1], 1)[0])
 
 
 @pytest.fixture(scope="module")
