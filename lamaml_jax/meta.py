@@ -38,7 +38,7 @@ def _cosine(first: types.Params, second: types.Params) -> jax.Array:
 
 
 def _by_differentiation(objective, adapt_fn, query_loss):
-    """Meta-gradients by reverse mode through the scan of inner steps."""
+    """Meta-gradients by reverse mode through the scan, all activations kept."""
 
     def meta_loss_fn(params, support, support_mask):
         if objective == "mean":
@@ -58,6 +58,78 @@ def _by_differentiation(objective, adapt_fn, query_loss):
         return jnp.mean(query_losses), (trace.losses, query_losses, trace.grad_sum)
 
     return jax.value_and_grad(meta_loss_fn, has_aux=True)
+
+
+def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, unroll):
+    """Meta-gradients by a reverse scan that visits each fast weight once.
+
+    The forward scan keeps the K fast weights and nothing else. The reverse scan carries
+    the meta-loss's gradients ``g_w`` w.r.t. w_j and ``g_a`` w.r.t. the step sizes: at
+    w_j it adds the query gradient, then pulls both back through inner step j, which it
+    recomputes. Differentiating the forward scan instead would evaluate every query loss
+    once more.
+    """
+    value_and_grad = jax.value_and_grad(query_loss)
+
+    def inner_step(fast_weights, step_sizes, inner_batch):
+        loss, grads = inner_grads(fast_weights, *inner_batch)
+        moved = inner.inner_update(fast_weights, step_sizes, grads, rectify=rectify)
+        return moved, (loss, grads)
+
+    def meta_value_and_grad_fn(params, support, support_mask):
+        weights, step_sizes = params
+        support = support, support_mask
+
+        def forward(carry, inner_batch):
+            fast_weights, grad_sum = carry
+            moved, (loss, grads) = inner_step(fast_weights, step_sizes, inner_batch)
+            constant = jax.tree.map(jax.lax.stop_gradient, grads)
+            grad_sum = jax.tree.map(jnp.add, grad_sum, constant)
+            return (moved, grad_sum), (fast_weights, loss)
+
+        zeros = jax.tree.map(jnp.zeros_like, weights)
+        (last_weights, grad_sum), (fast_weights, inner_losses) = jax.lax.scan(
+            forward, (weights, zeros), support, unroll=unroll
+        )
+        num_queries = 1 if objective == "last" else inner_losses.shape[0]
+
+        def add_query(fast_weights, weight_grads):
+            loss, grads = value_and_grad(fast_weights)
+            add = lambda total, grad: total + grad / num_queries
+            return loss, jax.tree.map(add, weight_grads, grads)
+
+        def backward(carry, inputs):
+            moved, weight_grads, rate_grads = carry
+            before, inner_batch = inputs
+            query_loss = jnp.zeros(())
+            if objective == "mean":
+                query_loss, weight_grads = add_query(moved, weight_grads)
+            _, pull_back, _ = jax.vjp(
+                lambda w, a: inner_step(w, a, inner_batch),
+                before,
+                step_sizes,
+                has_aux=True,
+            )
+            weight_grads, step_grads = pull_back(weight_grads)
+            rate_grads = jax.tree.map(jnp.add, rate_grads, step_grads)
+            return (before, weight_grads, rate_grads), query_loss
+
+        weight_grads, rate_grads = jax.tree.map(jnp.zeros_like, (weights, step_sizes))
+        if objective == "last":
+            last_loss, weight_grads = add_query(last_weights, weight_grads)
+        (_, weight_grads, rate_grads), query_losses = jax.lax.scan(
+            backward,
+            (last_weights, weight_grads, rate_grads),
+            (fast_weights, support),
+            reverse=True,
+            unroll=unroll,
+        )
+        if objective == "last":
+            query_losses = last_loss[None]
+        grads = types.MetaParams(weight_grads, rate_grads)
+        return (jnp.mean(query_losses), (inner_losses, query_losses, grad_sum)), grads
+
+    return meta_value_and_grad_fn
 
 
 def _by_accumulation(objective, inner_grads, query_loss, *, rectify, unroll):
@@ -157,7 +229,8 @@ def meta_value_and_grad(
             per inner step), ``"accumulate"`` (first order only: one forward scan
             whose memory does not grow with K) or ``"auto"``: accumulate in first
             order, else reverse. All give the same numbers.
-        remat: as in ``adapt``; "accumulate" has nothing to rematerialise.
+        remat: keep only the K fast weights for the backward pass, which visits each
+            once; False keeps every activation too. "accumulate" keeps neither.
         unroll: as in ``adapt``.
 
     Returns:
@@ -198,15 +271,18 @@ def meta_value_and_grad(
         def query_loss(weights):
             return losses.mean_loss(loss_fn, weights, query, query_mask)
 
-        if inner_ad == "accumulate":
+        if inner_ad == "accumulate" or remat:
+            by_scan = _by_reverse_scan
+            if inner_ad == "accumulate":
+                by_scan = _by_accumulation
             inner_grads = inner.inner_grad_fn(
                 loss_fn,
                 adapt_mask=inner.resolve_adapt_mask(adapt_mask, params.weights),
                 clip=clip,
-                first_order=True,
-                inner_ad="reverse",
+                first_order=first_order,
+                inner_ad="reverse" if inner_ad == "accumulate" else inner_ad,
             )
-            run = _by_accumulation(
+            run = by_scan(
                 objective, inner_grads, query_loss, rectify=rectify, unroll=unroll
             )
         else:
@@ -223,7 +299,7 @@ def meta_value_and_grad(
                     first_order=first_order,
                     adapt_mask=adapt_mask,
                     inner_ad=inner_ad,
-                    remat=remat,
+                    remat=False,
                     unroll=unroll,
                     probe_fn=probe_fn,
                 )
