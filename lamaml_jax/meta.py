@@ -101,9 +101,9 @@ def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, unroll):
         def backward(carry, inputs):
             moved, weight_grads, rate_grads = carry
             before, inner_batch = inputs
-            query_loss = jnp.zeros(())
+            loss = jnp.zeros(())
             if objective == "mean":
-                query_loss, weight_grads = add_query(moved, weight_grads)
+                loss, weight_grads = add_query(moved, weight_grads)
             _, pull_back, _ = jax.vjp(
                 lambda w, a: inner_step(w, a, inner_batch),
                 before,
@@ -112,9 +112,10 @@ def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, unroll):
             )
             weight_grads, step_grads = pull_back(weight_grads)
             rate_grads = jax.tree.map(jnp.add, rate_grads, step_grads)
-            return (before, weight_grads, rate_grads), query_loss
+            return (before, weight_grads, rate_grads), loss
 
         weight_grads, rate_grads = jax.tree.map(jnp.zeros_like, (weights, step_sizes))
+        last_loss = None
         if objective == "last":
             last_loss, weight_grads = add_query(last_weights, weight_grads)
         (_, weight_grads, rate_grads), query_losses = jax.lax.scan(
@@ -124,7 +125,7 @@ def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, unroll):
             reverse=True,
             unroll=unroll,
         )
-        if objective == "last":
+        if last_loss is not None:
             query_losses = last_loss[None]
         grads = types.MetaParams(weight_grads, rate_grads)
         return (jnp.mean(query_losses), (inner_losses, query_losses, grad_sum)), grads
