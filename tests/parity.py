@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import stored_updates
 
 # Error of a leaf: max |actual - expected| / max |expected|, so that elements that
 # cancelled to almost nothing are held to the rounding of their leaf, not to their own.
@@ -29,3 +30,11 @@ def assert_close(stored, what, actual, expected):
     for j, (one, other) in enumerate(zip(actual, expected, strict=True)):
         error = relative_error(one, other)
         assert error <= tolerance, f"{what}, leaf {j}: {error:.2e} > {tolerance:.0e}"
+
+
+def assert_predictions_close(stored, weights):
+    """Compares the logits of every task after training."""
+    found = stored_updates.predictions(stored, weights)
+    assert found
+    for task, (logits, recorded) in found.items():
+        assert_close(stored, f"predictions of task {task}", logits, recorded)

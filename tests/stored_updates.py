@@ -165,3 +165,17 @@ def loss_of(stored: Stored) -> Any:
         )
 
     return loss_fn
+
+
+def predictions(stored: Stored, weights: Any) -> dict[int, tuple[Any, np.ndarray]]:
+    """Logits over each task's own outputs after training, ours and the recorded."""
+    logits = apply_network(stored.meta["config"], weights, stored.arrays["eval/x"])
+    per_task = int(stored.meta["nc_per_task"])
+    found = {}
+    for task in range(count(stored, "eval/out/{}")):
+        own = slice(None)
+        if stored.meta["multi_head"]:
+            own = slice(task * per_task, (task + 1) * per_task)
+        recorded = stored.arrays[f"eval/out/{task}"]
+        found[task] = logits[:, own], recorded[:, own]
+    return found

@@ -8,38 +8,23 @@ import numpy as np
 import pytest
 import reference
 from jax.test_util import check_grads
+from small_problems import (
+    EXACT,
+    FUSED,
+    D,
+    H,
+    Y,
+    logistic_loss,
+    net_loss,
+    quadratic_loss,
+)
 
 import lamaml_jax as lm
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "strict_dtypes")
 
-D, H, Y = 3, 4, 3
 K, S = 4, 3
 AD_MODES = ("reverse", "forward_over_reverse")
-
-# float64 against float64: only the order of sums differs, a few units of 2e-16.
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
-# float32 against float32, the same operations fused or batched differently.
-FUSED = {"rtol": 2e-5, "atol": 2e-6}
-
-
-def net_loss(weights, batch):
-    inputs, labels = batch
-    hidden = jnp.tanh(inputs @ weights["w1"] + weights["b1"][None, :])
-    logits = hidden @ weights["w2"] + weights["b2"][None, :]
-    own = labels[:, None] == jnp.arange(Y, dtype=labels.dtype)[None, :]
-    at_label = jnp.sum(jnp.where(own, logits, 0), axis=-1)
-    return jnp.log(jnp.sum(jnp.exp(logits), axis=-1)) - at_label
-
-
-def logistic_loss(weights, batch):
-    """One leaf only: the tests that compile it many times stay quick."""
-    inputs, signs = batch
-    return jnp.log1p(jnp.exp(-signs * (inputs @ weights["w"])))
-
-
-def quadratic_loss(weights, batch):
-    return jnp.sum((weights["w"][None, :] - batch) ** 2, axis=-1) / 2
 
 
 def make_net(seed):
