@@ -2,6 +2,7 @@
 
 import csv
 import io
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ class Comparison(NamedTuple):
     """One table: a row per method, a pair of columns per benchmark."""
 
     title: str
+    num_seeds: int
+    """Of most cells; the others name theirs."""
     benchmarks: tuple[str, ...]
     labels: tuple[str, ...]
     cells: dict[tuple[str, str], Row]
@@ -69,15 +72,18 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
             names = dict.fromkeys(row.benchmark for row in part)
             benchmarks = sorted(names, key=_column)
             cells = {(row.label, row.benchmark): row for row in part}
-            found.append(Comparison(title, tuple(benchmarks), tuple(labels), cells))
+            num_seeds = statistics.mode(row.num_used for row in part)
+            found.append(
+                Comparison(title, num_seeds, tuple(benchmarks), tuple(labels), cells)
+            )
     return found
 
 
-def _text(spread: Spread, count: int) -> str:
+def _text(spread: Spread, count: str) -> str:
     if np.isnan(spread.mean):
         return "-"
     sd = "" if np.isnan(spread.sd) else f" ± {spread.sd:.1f}"
-    return f"{spread.mean:z.1f}{sd} ({count})"
+    return f"{spread.mean:z.1f}{sd}{count}"
 
 
 def _published(row: Row, name: str) -> str:
@@ -99,17 +105,26 @@ def table(comparison: Comparison) -> list[list[str]]:
             if row is None:
                 line += ["", ""]
                 continue
+            usual = row.num_used == comparison.num_seeds
+            count = "" if usual else f" ({row.num_used})"
             for spread, name in zip(row.spreads[:2], ("ra", "bti"), strict=True):
-                line.append(_text(spread, row.num_used) + _published(row, name))
+                line.append(_text(spread, count) + _published(row, name))
         lines.append(line)
     return lines
 
 
 NOTE = (
-    "Mean ± sample standard deviation (number of seeds) [figures of others: the "
-    "authors' code, their figures, the paper]. RA: accuracy over all tasks at the end, "
-    "percent; BTI: its change since each task was learnt, percentage points."
+    "Mean ± sample standard deviation (number of seeds, where it differs) [figures of "
+    "others: the authors' code, their figures, the paper]. RA: accuracy over all tasks "
+    "at the end, percent; BTI: its change since each task was learnt, percentage "
+    "points."
 )
+
+
+def heading(comparison: Comparison) -> str:
+    """Returns the title of a comparison, with its number of seeds."""
+    seeds = "seed" if comparison.num_seeds == 1 else "seeds"
+    return f"{comparison.title}, {comparison.num_seeds} {seeds}"
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
@@ -120,7 +135,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
         lines.insert(1, ["---"] + ["---:"] * (len(lines[0]) - 1))
         escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
         text = "".join(f"| {' | '.join(line)} |\n" for line in escaped)
-        parts.append(f"## {comparison.title}\n\n{text}")
+        parts.append(f"## {heading(comparison)}\n\n{text}")
     return "\n".join([*parts, NOTE + "\n"])
 
 

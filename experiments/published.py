@@ -97,16 +97,28 @@ _IMAGES = {
     "agem": (58.37, 46.93, 46.38, 38.96),
 }
 _COLUMNS = (
-    ("cifar100-split", "multi"),
-    ("cifar100-split", "single"),
-    ("tinyimagenet-split", "multi"),
-    ("tinyimagenet-split", "single"),
+    ("cifar100-split", "multi", 20),
+    ("cifar100-split", "single", 20),
+    ("tinyimagenet-split", "multi", 40),
+    ("tinyimagenet-split", "single", 40),
 )
 
 PUBLISHED = _MNIST + tuple(
-    Published(benchmark, method, AUTHORS_FIGURES, (value,), settings={"passes": passes})
+    Published(
+        benchmark,
+        method,
+        AUTHORS_FIGURES,
+        (value,),
+        settings={
+            "passes": passes,
+            "setting": "aware",
+            "num_tasks": num_tasks,
+            "rows_per_task": 2250,
+            "classes_per_task": 5,
+        },
+    )
     for method, values in _IMAGES.items()
-    for (benchmark, passes), value in zip(_COLUMNS, values, strict=True)
+    for (benchmark, passes, num_tasks), value in zip(_COLUMNS, values, strict=True)
     if value is not None
 )
 

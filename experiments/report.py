@@ -71,7 +71,9 @@ def make_report(
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
         entries = [row.entry for row in rows if row.benchmark == benchmark]
         written += figures.write(out_dir, benchmark, entries)
-    all_tables = [(each.title, comparison.table(each)) for each in compared]
+    all_tables = [
+        (comparison.heading(each), comparison.table(each)) for each in compared
+    ]
     all_tables.append(("All figures", tables.lines(rows)))
     notes = [comparison.NOTE, tables.NOTE]
     notes += [f"Not in the tables: {reason}." for reason in skipped]

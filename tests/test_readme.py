@@ -6,7 +6,9 @@ from pathlib import Path
 
 import lamaml_jax as lm
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "experiments/results"
 
 
 def blocks(language):
@@ -41,3 +43,11 @@ def test_two_commands_are_the_only_shell_blocks():
     assert len(commands) == 2
     assert "python -m experiments run" in commands[0]
     assert "python -m pytest" in commands[1]
+
+
+def test_results_are_those_of_the_committed_report():
+    tables = (RESULTS / "report/comparison.md").read_text().split("\n\n")
+    tables = [table.strip() for table in tables if table.startswith("| method")]
+    assert tables
+    for table in tables:
+        assert table in README, table
