@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
+import optax
 
 import lamaml_jax as lm
 from experiments.errors import UserError
@@ -36,14 +36,14 @@ class EpisodicInfo(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """A gradient as one vector."""
+    """A gradient of given rows."""
 
     loss: jax.Array
     """Mean loss of the rows it was taken on, nats."""
     norm: jax.Array
     """Global norm before clipping."""
-    clipped: jax.Array
-    """[P]."""
+    clipped: lm.Params
+    """By its global norm."""
 
 
 GradientFn = Callable[[lm.Params, lm.Batch, lm.Mask], Gradient]
@@ -64,9 +64,9 @@ def clipped_gradient(
     loss, grads = jax.value_and_grad(
         lambda weights: lm.losses.mean_loss(loss_fn, weights, rows, mask)
     )(weights)
-    flat, _ = ravel_pytree(grads)
-    norm = jnp.linalg.norm(flat)
-    return Gradient(loss, norm, flat * jnp.minimum(1, max_norm / (norm + 1e-6)))
+    norm = optax.tree.norm(grads)
+    factor = jnp.minimum(1, max_norm / (norm + 1e-6))
+    return Gradient(loss, norm, optax.tree.scale(factor, grads))
 
 
 def _gradient_fn(loss_fn: lm.LossFn, hyper: Hyperparameters) -> GradientFn:
@@ -94,12 +94,12 @@ def past_gradients(
     weights: lm.Params,
     memory: RingMemory,
     is_past: jax.Array,
-    past: jax.Array,
-) -> jax.Array:
-    """Writes the clipped gradients of past tasks into the rows of ``past`` [T, P]."""
+    past: lm.Params,
+) -> lm.Params:
+    """Writes the clipped gradients of past tasks into ``past``, leaves [T, ...]."""
 
     def visit(task, gradient, past):
-        return past.at[task].set(gradient)
+        return jax.tree.map(lambda all_, one: all_.at[task].set(one), past, gradient)
 
     return _visit_past(gradient_fn, weights, memory, is_past, past, visit)
 
@@ -109,19 +109,21 @@ def mean_past_gradient(
     weights: lm.Params,
     memory: RingMemory,
     is_past: jax.Array,
-) -> jax.Array:
-    """Mean [P] over past tasks of their clipped gradients; 0 if there are none."""
-    zeros = jnp.zeros_like(ravel_pytree(weights)[0])
-    total = _visit_past(
-        gradient_fn, weights, memory, is_past, zeros, lambda _, one, sum_: sum_ + one
-    )
-    return total / jnp.maximum(jnp.sum(is_past), 1).astype(total.dtype)
+) -> lm.Params:
+    """Mean over past tasks of their clipped gradients; 0 if there are none."""
+
+    def visit(_, gradient, total):
+        return jax.tree.map(jnp.add, total, gradient)
+
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    total = _visit_past(gradient_fn, weights, memory, is_past, zeros, visit)
+    count = jnp.maximum(jnp.sum(is_past), 1)
+    return jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)
 
 
 def _descend(weights, rate, gradient, direction, violations):
-    flat, unravel = ravel_pytree(weights)
     info = EpisodicInfo(gradient.loss, gradient.norm, violations)
-    return unravel(flat - rate * direction), info
+    return jax.tree.map(lambda w, d: w - rate * d, weights, direction), info
 
 
 def gem_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]:
@@ -133,8 +135,8 @@ def gem_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]
 
     Returns:
         ``update((weights, past), batch, mask, memory, is_past) -> (weights, past),
-        info``. ``past`` [T, P] comes back with the gradients of past tasks; what it
-        held is written over, so that no update need clear so large an array.
+        info``. ``past``, leaves [T, ...], comes back with the gradients of past tasks;
+        what it held is written over, so that no update need clear so large an array.
     """
     gradient_fn = _gradient_fn(loss_fn, hyper)
 
@@ -232,8 +234,10 @@ def gem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     _check("gem", problem, hyper)
 
     def start(weights):
-        flat, _ = ravel_pytree(weights)
-        return weights, jnp.zeros((problem.num_tasks, flat.size), flat.dtype)
+        return weights, jax.tree.map(
+            lambda leaf: jnp.zeros((problem.num_tasks, *leaf.shape), leaf.dtype),
+            weights,
+        )
 
     return _learner(problem, hyper, start, gem_update(problem.loss_fn, hyper))
 

@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
+import lamaml_jax as lm
 from experiments.methods.quadratic import minimise_above
 
 # Added to the diagonal of the quadratic programme, as published.
@@ -14,10 +16,10 @@ _SMALLEST_SET = 8
 
 
 class Projection(NamedTuple):
-    """GEM's projection of a gradient [P] under constraints from T tasks."""
+    """GEM's projection of a gradient under constraints from T tasks."""
 
-    gradient: jax.Array
-    """[P]; the one given if it violates no constraint."""
+    gradient: lm.Params
+    """The one given if it violates no constraint."""
     violations: jax.Array
     """Scalar int32."""
     products: jax.Array
@@ -57,26 +59,43 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision="highest")
 
 
-def _gram(vectors: jax.Array, end: jax.Array) -> jax.Array:
-    """Inner products [T, T] of the first ``end`` rows; others need not be right."""
+def _rows(past: lm.Params) -> list[jax.Array]:
+    """Every leaf [T, ...] as a matrix of T rows.
+
+    The gradients stay trees: to join their leaves into vectors costs a CPU more than
+    to compute them.
+    """
+    return [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(past)]
+
+
+def _products(past: lm.Params, gradient: lm.Params) -> jax.Array:
+    """Inner products [T] of T trees with one."""
+    pairs = zip(_rows(past), jax.tree.leaves(gradient), strict=True)
+    return sum(_dot(rows, leaf.reshape(-1)) for rows, leaf in pairs)
+
+
+def _gram(past: lm.Params, end: jax.Array) -> jax.Array:
+    """Inner products [T, T] of the first ``end`` trees; others need not be right."""
+    rows = _rows(past)
+    num_tasks = len(rows[0])
     sizes = [0, _SMALLEST_SET]
-    while sizes[-1] < len(vectors):
+    while sizes[-1] < num_tasks:
         sizes.append(2 * sizes[-1])
-    sizes[-1] = len(vectors)
+    sizes[-1] = num_tasks
 
     def make_branch(size):
-        def branch(vectors):
-            gram = _dot(vectors[:size], vectors[:size].T)
-            return jnp.pad(gram, (0, len(vectors) - size))
+        def branch(rows):
+            gram = sum(_dot(each[:size], each[:size].T) for each in rows)
+            return jnp.pad(gram, (0, num_tasks - size))
 
         return branch
 
     index = jnp.sum(end > jnp.array(sizes[:-1]))
-    return jax.lax.switch(index, [make_branch(size) for size in sizes], vectors)
+    return jax.lax.switch(index, [make_branch(size) for size in sizes], rows)
 
 
 def project(
-    gradient: jax.Array, past: jax.Array, is_past: jax.Array, margin: float
+    gradient: lm.Params, past: lm.Params, is_past: jax.Array, margin: float
 ) -> Projection:
     """Turns a gradient away from those it opposes, if there are any (GEM).
 
@@ -88,41 +107,50 @@ def project(
     rounded up, and nothing while none of G g is negative.
 
     Args:
-        gradient: [P].
-        past: [T, P]; rows of tasks that are not past may hold any finite values.
+        gradient: any tree.
+        past: tree like it, leaves [T, ...]; those of tasks that are not past may hold
+            any finite values.
         is_past: [T] booleans.
         margin: least weight of a past gradient.
 
     References:
         Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equations 11 and 12.
     """
-    products = jnp.where(is_past, _dot(past, gradient), 0)
+    products = jnp.where(is_past, _products(past, gradient), 0)
     violations = jnp.sum(products < 0, dtype=jnp.int32)
     present = is_past & (violations > 0)
-    ridge = _RIDGE * jnp.eye(len(past), dtype=past.dtype)
+    ridge = _RIDGE * jnp.eye(len(is_past), dtype=products.dtype)
     matrix = _gram(past, end_of(present)) + ridge
     found = minimise_above(matrix, products, margin, present)
-    projected = gradient + _dot(found.values, past)
+    projected = jax.tree.map(
+        lambda one, others: (
+            one + _dot(found.values, others.reshape(len(others), -1)).reshape(one.shape)
+        ),
+        gradient,
+        past,
+    )
     return Projection(projected, violations, products, matrix, found.values)
 
 
 def project_on_mean(
-    gradient: jax.Array, reference: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    gradient: lm.Params, reference: lm.Params
+) -> tuple[lm.Params, jax.Array]:
     """Removes what opposes a reference gradient, if the two are opposed (A-GEM).
 
     Args:
-        gradient: [P].
-        reference: [P], mean of the past gradients; 0 constrains nothing.
+        gradient: any tree.
+        reference: tree like it, mean of the past gradients; 0 constrains nothing.
 
     Returns:
-        The gradient [P], and whether it was opposed, int32.
+        The gradient, and whether it was opposed, int32.
 
     References:
         Chaudhry et al. 2019, arXiv:1812.00420, equation 11.
     """
-    product = _dot(gradient, reference)
+    dot = optax.tree.vdot  # at the highest precision
+    product = jnp.asarray(dot(gradient, reference))
     is_opposed = product < 0
-    squared = jnp.where(is_opposed, _dot(reference, reference), 1)
+    squared = jnp.where(is_opposed, dot(reference, reference), 1)
     share = jnp.where(is_opposed, product / squared, 0)
-    return gradient - share * reference, is_opposed.astype(jnp.int32)
+    projected = jax.tree.map(lambda g, r: g - share * r, gradient, reference)
+    return projected, is_opposed.astype(jnp.int32)
