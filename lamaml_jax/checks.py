@@ -51,8 +51,8 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
     return value
 
 
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Checks that ``value`` is one of the named ``choices``."""
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Checks that ``value`` is one of the ``choices``."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {list(choices)}, received {value!r}")
 

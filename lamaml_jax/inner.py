@@ -1,5 +1,6 @@
 """K inner gradient steps on fast weights, with one rate per parameter."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from lamaml_jax import checks, losses, types
 
 INNER_AD_MODES = ("reverse", "forward_over_reverse")
+REMAT_POLICIES = (True, False, "sqrt")
 
 
 class InnerTrace(NamedTuple):
@@ -147,6 +149,35 @@ def inner_update(
     return jax.tree.map(step, fast_weights, step_sizes, grads)
 
 
+def split_steps(batches: Any, num_steps: int) -> tuple[Any, Any]:
+    """Cuts K inner batches into segments of about sqrt(K), and a shorter lead.
+
+    Args:
+        batches: pytree with leaves [K, ...].
+        num_steps: K.
+
+    Returns:
+        ``lead`` with leaves [K mod L, ...] and ``segments`` with leaves [K // L, L,
+        ...] in order, where L is the square root of K rounded up.
+    """
+    length = math.isqrt(num_steps - 1) + 1
+    cut = num_steps % length
+    lead = jax.tree.map(lambda leaf: leaf[:cut], batches)
+    segments = jax.tree.map(
+        lambda leaf: leaf[cut:].reshape(-1, length, *leaf.shape[1:]), batches
+    )
+    return lead, segments
+
+
+def join_steps(lead: Any, segments: Any) -> Any:
+    """Undoes ``split_steps``."""
+    return jax.tree.map(
+        lambda first, rest: jnp.concatenate([first, rest.reshape(-1, *rest.shape[2:])]),
+        lead,
+        segments,
+    )
+
+
 def adapt(
     loss_fn: types.LossFn,
     weights: types.Params,
@@ -159,7 +190,7 @@ def adapt(
     first_order: bool = False,
     adapt_mask: Any | Callable[[types.Params], Any] | None = None,
     inner_ad: str = "reverse",
-    remat: bool = True,
+    remat: bool | str = True,
     unroll: int = 1,
     probe_fn: Callable[[types.Params], Any] | None = None,
 ) -> tuple[types.Params, InnerTrace]:
@@ -188,7 +219,8 @@ def adapt(
             ``"forward_over_reverse"`` (one jvp per step, the same numbers;
             ``loss_fn`` must then not close over values being differentiated).
         remat: recompute each step in the backward pass, which then stores only the K
-            fast weights instead of every activation.
+            fast weights instead of every activation; ``"sqrt"`` stores about 2 sqrt(K)
+            of them and takes each step once more.
         unroll: steps unrolled in one iteration of the scan.
         probe_fn: evaluated at the fast weights after every step, if given.
 
@@ -207,6 +239,7 @@ def adapt(
     checks.check_callable("loss_fn", loss_fn)
     checks.check_meta_params(types.MetaParams(weights, step_sizes))
     checks.check_choice("inner_ad", inner_ad, INNER_AD_MODES)
+    checks.check_choice("remat", remat, REMAT_POLICIES)
     checks.check_positive("clip", clip)
     unroll = checks.check_count("unroll", unroll)
     axes = checks.check_rows("support", support, axes=2)
@@ -230,8 +263,19 @@ def adapt(
         return (fast_weights, grad_sum), (loss, probed)
 
     body = jax.checkpoint(step, prevent_cse=False) if remat else step
+
+    def run(carry, batches):
+        return jax.lax.scan(body, carry, batches, unroll=unroll)
+
     start = (weights, jax.tree.map(jnp.zeros_like, weights))
-    (fast_weights, grad_sum), (inner_losses, probed) = jax.lax.scan(
-        body, start, (support, support_mask), unroll=unroll
-    )
+    batches = (support, support_mask)
+    if remat == "sqrt":
+        lead, segments = split_steps(batches, axes[0])
+        carry, first = run(start, lead)
+        run_again = jax.checkpoint(run, prevent_cse=False)
+        carry, rest = jax.lax.scan(run_again, carry, segments)
+        out = join_steps(first, rest)
+    else:
+        carry, out = run(start, batches)
+    (fast_weights, grad_sum), (inner_losses, probed) = carry, out
     return fast_weights, InnerTrace(inner_losses, grad_sum, probed)

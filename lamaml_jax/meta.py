@@ -1,5 +1,6 @@
 """Meta-gradients with respect to slow weights and step sizes."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from lamaml_jax import checks, inner, losses, types
 
 OBJECTIVES = ("mean", "last")
 META_AD_MODES = ("auto", "reverse", "forward_over_reverse", "accumulate")
+_ACCUMULATED_TOGETHER = 5
 
 
 class MetaInfo(NamedTuple):
@@ -60,14 +62,15 @@ def _by_differentiation(objective, adapt_fn, query_loss):
     return jax.value_and_grad(meta_loss_fn, has_aux=True)
 
 
-def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, unroll):
+def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, remat, unroll):
     """Meta-gradients by a reverse scan that visits each fast weight once.
 
     The forward scan keeps the K fast weights and nothing else. The reverse scan carries
     the meta-loss's gradients ``g_w`` w.r.t. w_j and ``g_a`` w.r.t. the step sizes: at
     w_j it adds the query gradient, then pulls both back through inner step j, which it
     recomputes. Differentiating the forward scan instead would evaluate every query loss
-    once more.
+    once more. With ``remat="sqrt"`` the forward scan keeps the first fast weights of
+    each segment only, from which the reverse one runs the segment again.
     """
     value_and_grad = jax.value_and_grad(query_loss)
 
@@ -78,7 +81,11 @@ def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, unroll):
 
     def meta_value_and_grad_fn(params, support, support_mask):
         weights, step_sizes = params
-        support = support, support_mask
+        num_steps = jax.tree.leaves(support)[0].shape[0]
+        num_queries = 1 if objective == "last" else num_steps
+        lead, segments = (support, support_mask), None
+        if remat == "sqrt":
+            lead, segments = inner.split_steps(lead, num_steps)
 
         def forward(carry, inner_batch):
             fast_weights, grad_sum = carry
@@ -86,12 +93,6 @@ def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, unroll):
             constant = jax.tree.map(jax.lax.stop_gradient, grads)
             grad_sum = jax.tree.map(jnp.add, grad_sum, constant)
             return (moved, grad_sum), (fast_weights, loss)
-
-        zeros = jax.tree.map(jnp.zeros_like, weights)
-        (last_weights, grad_sum), (fast_weights, inner_losses) = jax.lax.scan(
-            forward, (weights, zeros), support, unroll=unroll
-        )
-        num_queries = 1 if objective == "last" else inner_losses.shape[0]
 
         def add_query(fast_weights, weight_grads):
             loss, grads = value_and_grad(fast_weights)
@@ -114,20 +115,44 @@ def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, unroll):
             rate_grads = jax.tree.map(jnp.add, rate_grads, step_grads)
             return (before, weight_grads, rate_grads), loss
 
+        def run_forward(carry, batches):
+            return jax.lax.scan(forward, carry, batches, unroll=unroll)
+
+        def run_backward(carry, inputs):
+            return jax.lax.scan(backward, carry, inputs, reverse=True, unroll=unroll)
+
+        def forward_segment(carry, batches):
+            start, _ = carry
+            carry, (_, losses) = run_forward(carry, batches)
+            return carry, (start, losses)
+
+        def backward_segment(carry, inputs):
+            start, batches = inputs
+            _, (fast_weights, _) = run_forward((start, zeros), batches)
+            return run_backward(carry, (fast_weights, batches))
+
+        zeros = jax.tree.map(jnp.zeros_like, weights)
+        carry, (fast_weights, inner_losses) = run_forward((weights, zeros), lead)
+        starts = None
+        if segments is not None:
+            carry, (starts, losses) = jax.lax.scan(forward_segment, carry, segments)
+            inner_losses = inner.join_steps(inner_losses, losses)
+        last_weights, grad_sum = carry
         weight_grads, rate_grads = jax.tree.map(jnp.zeros_like, (weights, step_sizes))
         last_loss = None
         if objective == "last":
             last_loss, weight_grads = add_query(last_weights, weight_grads)
-        (_, weight_grads, rate_grads), query_losses = jax.lax.scan(
-            backward,
-            (last_weights, weight_grads, rate_grads),
-            (fast_weights, support),
-            reverse=True,
-            unroll=unroll,
-        )
+        carry, losses = (last_weights, weight_grads, rate_grads), None
+        if segments is not None:
+            carry, losses = jax.lax.scan(
+                backward_segment, carry, (starts, segments), reverse=True
+            )
+        carry, query_losses = run_backward(carry, (fast_weights, lead))
+        if segments is not None:
+            query_losses = inner.join_steps(query_losses, losses)
         if last_loss is not None:
             query_losses = last_loss[None]
-        grads = types.MetaParams(weight_grads, rate_grads)
+        grads = types.MetaParams(*carry[1:])
         return (jnp.mean(query_losses), (inner_losses, query_losses, grad_sum)), grads
 
     return meta_value_and_grad_fn
@@ -208,8 +233,8 @@ def meta_value_and_grad(
     clip: chex.Numeric | None = None,
     adapt_mask: Any | Callable[[types.Params], Any] | None = None,
     inner_ad: str = "auto",
-    remat: bool = True,
-    unroll: int = 1,
+    remat: bool | str = True,
+    unroll: int | None = None,
 ) -> Callable[..., tuple[tuple[jax.Array, MetaInfo], types.MetaParams]]:
     """Builds the meta-loss and its gradients, a cousin of ``jax.value_and_grad``.
 
@@ -231,8 +256,10 @@ def meta_value_and_grad(
             whose memory does not grow with K) or ``"auto"``: accumulate in first
             order, else reverse. All give the same numbers.
         remat: keep only the K fast weights for the backward pass, which visits each
-            once; False keeps every activation too. "accumulate" keeps neither.
-        unroll: as in ``adapt``.
+            once; False keeps every activation too, ``"sqrt"`` about 2 sqrt(K) fast
+            weights, and takes each inner step once more. "accumulate" keeps none.
+        unroll: steps unrolled in one iteration of the scan; None for what is fastest,
+            5 with "accumulate", whose sums are then added up together, else 1.
 
     Returns:
         ``fn(params, support, query, support_mask=None, query_mask=None)`` that takes a
@@ -252,6 +279,9 @@ def meta_value_and_grad(
     checks.check_choice("objective", objective, OBJECTIVES)
     checks.check_positive("clip", clip)
     inner_ad = resolve_inner_ad(inner_ad, first_order=first_order)
+    checks.check_choice("remat", remat, inner.REMAT_POLICIES)
+    if unroll is None:
+        unroll = _ACCUMULATED_TOGETHER if inner_ad == "accumulate" else 1
     unroll = checks.check_count("unroll", unroll)
 
     def meta_value_and_grad_fn(
@@ -273,9 +303,10 @@ def meta_value_and_grad(
             return losses.mean_loss(loss_fn, weights, query, query_mask)
 
         if inner_ad == "accumulate" or remat:
-            by_scan = _by_reverse_scan
             if inner_ad == "accumulate":
                 by_scan = _by_accumulation
+            else:
+                by_scan = functools.partial(_by_reverse_scan, remat=remat)
             inner_grads = inner.inner_grad_fn(
                 loss_fn,
                 adapt_mask=inner.resolve_adapt_mask(adapt_mask, params.weights),

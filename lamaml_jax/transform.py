@@ -142,8 +142,8 @@ def lamaml_transform(
     clip: chex.Numeric | None = None,
     adapt_mask: Any | Callable[[types.Params], Any] | None = None,
     inner_ad: str = "auto",
-    remat: bool = True,
-    unroll: int = 1,
+    remat: bool | str = True,
+    unroll: int | None = None,
     reservoir: Reservoir | None = None,
     replay_size: int = 10,
     momentum: chex.Numeric | None = None,
@@ -181,8 +181,8 @@ def lamaml_transform(
         clip: bound on each element of an inner gradient, or None.
         adapt_mask: the leaves that the inner loop adapts.
         inner_ad: how inner gradients are differentiated.
-        remat: recompute inner steps in the backward pass.
-        unroll: inner steps unrolled per iteration.
+        remat: recompute inner steps in the backward pass: True, False or "sqrt".
+        unroll: inner steps unrolled per iteration, or None for what is fastest.
         reservoir: from ``make_reservoir``; its state then lives in this one's. None
             replays nothing.
         replay_size: R, rows drawn from the reservoir per update.

@@ -481,7 +481,7 @@ def test_multi_steps_updates_every_second_time_with_the_mean_gradient(name):
 # Hyper-parameters in the state ----------------------------------------------------
 
 
-STATIC = ("loss_fn", "inner_steps", "replay_size", "unroll")
+STATIC = ("loss_fn", "inner_steps", "replay_size")
 
 
 def test_injected_clip_changes_without_a_retrace():
@@ -507,7 +507,7 @@ def test_injected_initial_step_size_reaches_the_state():
     assert_close(step_sizes, optax.tree.full_like(make_weights(), 0.3))
 
 
-@pytest.mark.parametrize("missing", ["inner_steps", "replay_size", "unroll"])
+@pytest.mark.parametrize("missing", ["inner_steps", "replay_size"])
 def test_injected_sizes_must_be_static_and_the_error_says_so(missing):
     static = [name for name in STATIC if name != missing]
     tx = optax.inject_hyperparams(lm.lamaml_transform, static_args=static)(loss_fn)

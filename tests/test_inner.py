@@ -232,6 +232,7 @@ def test_scan_equals_a_python_loop(small_run):
     "options",
     [
         {"remat": False},
+        {"remat": "sqrt"},
         {"unroll": 3},
         {"inner_ad": "forward_over_reverse"},
         {"adapt_mask": True},

@@ -294,7 +294,12 @@ def test_jit_equals_no_jit(small_run):
 
 @pytest.mark.parametrize(
     "options",
-    [{"remat": False}, {"unroll": 2}, {"inner_ad": "forward_over_reverse"}],
+    [
+        {"remat": False},
+        {"remat": "sqrt"},
+        {"unroll": 2},
+        {"inner_ad": "forward_over_reverse"},
+    ],
     ids=str,
 )
 def test_options_that_change_only_the_route_keep_the_numbers(small_run, options):
@@ -457,3 +462,57 @@ def test_head_only_adaptation_equals_the_numpy_reference(x64, first_order, inner
     for name in ("w1", "b1"):
         assert not np.any(grads.step_sizes[name])
         assert np.any(grads.weights[name])
+
+
+# Memory -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 9, 10])
+def test_segments_of_any_length_keep_the_numbers(num_steps, objective):
+    (params, support, query), rng = make_logistic(0)[:3], np.random.default_rng(1)
+    support = (
+        rng.normal(size=(num_steps, S, D)),
+        rng.choice([-1.0, 1.0], (num_steps, S)),
+    )
+    arguments = as_jax((params, support, query))
+    expected, actual = (
+        jax.jit(
+            lm.meta_value_and_grad(logistic_loss, objective=objective, remat=remat)
+        )(*arguments)
+        for remat in (True, "sqrt")
+    )
+    assert_trees_close(actual, expected, **FUSED)
+
+
+def temporary_bytes(num_steps, **options):
+    """Compiled temporary memory of a meta-gradient, and the size of its weights."""
+    weights = {"w": jnp.ones((300, 200)), "v": jnp.ones((200, 300))}
+
+    def loss_fn(weights, batch):
+        out = jnp.tanh(batch @ weights["w"]) @ weights["v"]
+        return jnp.sum(jnp.square(out - batch), axis=1)
+
+    params = lm.MetaParams(weights, jax.tree.map(lambda w: 1e-3 * w, weights))
+    support, query = jnp.ones((num_steps, 1, 300)), jnp.ones((20, 300))
+    fn = jax.jit(lm.meta_value_and_grad(loss_fn, **options))
+    compiled = fn.lower(params, support, query).compile()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
+    return compiled.memory_analysis().temp_size_in_bytes, size
+
+
+@pytest.mark.parametrize("inner_ad", ["reverse", "forward_over_reverse"])
+def test_memory_is_that_of_the_fast_weights(inner_ad):
+    used, size = temporary_bytes(100, inner_ad=inner_ad)
+    assert 100 * size <= used <= 1.3 * 100 * size
+
+
+def test_memory_of_segments_grows_with_the_square_root():
+    used, size = temporary_bytes(100, remat="sqrt")
+    assert 20 * size <= used <= 1.3 * 30 * size
+    assert temporary_bytes(400, remat="sqrt")[0] < 2.2 * used
+
+
+def test_memory_of_the_closed_form_does_not_grow():
+    few, many = (temporary_bytes(k, first_order=True)[0] for k in (10, 100))
+    assert many < 1.1 * few

@@ -237,7 +237,7 @@ def test_wrong_momentum_is_an_error(momentum, error):
 
 
 def test_injected_momentum_changes_without_a_retrace():
-    static = ("loss_fn", "inner_steps", "replay_size", "unroll")
+    static = ("loss_fn", "inner_steps", "replay_size")
     make = optax.inject_hyperparams(lm.lamaml_transform, static_args=static)
     tx = make(loss_fn, step_size_init=0.1, inner_steps=2, momentum=0.0)
     weights = {"w": jnp.arange(4.0)}
