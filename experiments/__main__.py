@@ -446,40 +446,58 @@ def prepare(
 
 @app.command()
 def bench(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="update (the default), meta-gradient, reservoir, stream, compile, "
+            "scaling, or all.",
+            show_default=False,
+        ),
+    ] = None,
     benchmark: Annotated[
         str, typer.Option("--benchmark", "-b", help="Name from `list`.")
     ] = "mnist-rotations",
-    seeds: Annotated[int, typer.Option(help="Seeds trained side by side.")] = 2,
-    tasks: Annotated[int, typer.Option(help="Tasks per round.")] = 2,
-    rounds: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds in which works take turns; medians count.")
+    ] = 5,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Smallest sizes, to see that all works.")
+    ] = False,
     data_dir: DataDir = None,
-    devices: Annotated[int | None, typer.Option(help="Devices to use.")] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(help="Devices to use [default: all]", show_default=False),
+    ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the record here.")
+        Path | None, typer.Option("--json", help="Also write the results here.")
     ] = None,
 ) -> None:
-    """Measure speed and memory of La-MAML against this machine's matmul rate."""
+    """Measure speed and memory, as medians of works that take turns."""
     from experiments import bench as benching
     from experiments import benchmarks, session
     from experiments.data import sources
 
+    names = names or ["update"]
+    if "all" in names:
+        names = list(benching.BENCHES)
+    for name in names:
+        if name not in benching.BENCHES:
+            known = ", ".join([*benching.BENCHES, "all"])
+            raise UserError(f"unknown bench {name!r}; choose of: {known}")
+    if rounds < 1:
+        raise UserError(f"--rounds: expected at least 1, received {rounds}")
     chosen = benchmarks.get_benchmark(benchmark)
     sources.check_source(chosen.source, data_dir)
-
-    for name, value in (("seeds", seeds), ("tasks", tasks), ("rounds", rounds)):
-        if value < 1:
-            raise UserError(f"--{name}: expected at least 1, received {value}")
     start_jax(devices, cache=False)
-    record = benching.measure(
-        chosen, seeds=seeds, tasks=tasks, rounds=rounds, data_dir=data_dir
-    )
-    record["reservoir"] = benching.measure_capacity(
-        chosen, (200, 20_000), tasks=tasks, rounds=rounds, data_dir=data_dir
-    )
-    record["environment"] = session.environment()
-    benching.show(record, console)
-    if json_file is not None:
-        benching.write(record, json_file)
+    settings = benching.Settings(chosen, data_dir, rounds, quick)
+    results = {}
+    for name in dict.fromkeys(names):
+        with console.status(f"measuring {name}"):
+            results[name] = list(benching.BENCHES[name](settings))
+        benching.show(results[name], console)
+        if json_file is not None:
+            benching.write(json_file, results, session.environment())
 
 
 def _fail(message: str) -> None:

@@ -197,16 +197,3 @@ def test_diverged_seeds_end_with_an_error_but_keep_the_results(
     summary = json.loads((tmp_path / "online/summary.json").read_text())
     assert summary["diverged_seeds"] == [0, 1]
     assert summary["retained_accuracy"] == [None, None]
-
-
-def test_bench_prints_and_writes_ratios(tmp_path, monkeypatch, capsys):
-    arguments = ["bench", "-b", "digits-rotations", "--tasks", "1", "--rounds", "1"]
-    file = tmp_path / "bench.json"
-    status, out, _ = call([*arguments, "--json", file], monkeypatch, capsys)
-    assert status == 0
-    assert "meta-updates per second" in out
-    record = json.loads(file.read_text())
-    # 64-100-100-10: 210 rows, 6 products on 10,000 + 1,000 weights and 4 on 6,400
-    assert record["flops_per_meta_update"] == 210 * (6 * 11_000 + 4 * 6_400)
-    assert 0 < record["ratio_to_matmul_peak"] < 1
-    assert record["reservoir"]["capacities"] == [200, 20_000]

@@ -1,0 +1,75 @@
+"""From the command to the first meta-update, in new processes."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.bench.results import Result, Settings
+from experiments.errors import UserError
+
+_ROOT = Path(__file__).parents[2]
+_SCRIPT = """
+import dataclasses, json, os, sys, time
+start = time.perf_counter()
+benchmark, data_dir, cache, methods = json.loads(sys.argv[1])
+import jax
+from experiments import benchmarks, presets, runner
+from experiments.config import RunConfig
+runner.use_cpu_devices(os.cpu_count() or 1)
+runner.cache_compilations(cache)
+devices = len(jax.devices())
+imported = time.perf_counter()
+seeds = tuple(range(devices))
+chosen = benchmarks.get_benchmark(benchmark)
+source = benchmarks.sources.load_source(chosen.source, data_dir)
+chosen = benchmarks.with_tasks_of(chosen, source.num_classes)
+inputs = runner.place(benchmarks.draw(chosen, source, seeds), seeds, runner.seed_mesh())
+loaded = time.perf_counter()
+configs = [
+    RunConfig(chosen, method, seeds, hyper)
+    for method, hyper in zip(methods, presets.resolve(benchmark, methods, {}))
+]
+programs = runner.compile_programs(configs, inputs)
+first = next(programs)
+ready = time.perf_counter()
+others = [program.compile_s for program in programs]
+print(json.dumps({
+    "import_s": imported - start,
+    "data_s": loaded - imported,
+    "compile_s": ready - loaded,
+    "until_first_update_s": ready - start,
+    "other_methods_compile_s": sum(others),
+}))
+"""
+
+
+def _start(settings: Settings, cache: Path, methods: Sequence[str]) -> dict[str, float]:
+    data_dir = settings.data_dir and str(settings.data_dir)
+    arguments = json.dumps([settings.benchmark.name, data_dir, str(cache), methods])
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, arguments],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(f"the measured process failed: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(settings: Settings) -> Sequence[Result]:
+    """Measures a start with nothing compiled, and one with jax's persistent cache."""
+    methods = ["lamaml"] if settings.quick else ["lamaml", "cmaml", "er", "online"]
+    rows = []
+    for count in range(1 if settings.quick else settings.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("cold", "warm"):
+                found = _start(settings, Path(folder), methods)
+                rows.append({"start": f"{name} {count + 1}", **found})
+    note = f"{methods[0]} first; other methods: {', '.join(methods[1:]) or 'none'}"
+    title = f"Starts of a run on {settings.benchmark.name}, all cores"
+    return [Result(title, rows, note)]

@@ -1,0 +1,95 @@
+"""A compiled run of La-MAML whose training can be repeated."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from experiments import benchmarks, presets, runner
+from experiments.config import RunConfig, check_config, num_meta_updates
+from experiments.measures import batches_per_part
+
+
+class Job:
+    """La-MAML on a benchmark, compiled; the state goes on from call to call."""
+
+    def __init__(
+        self,
+        benchmark: benchmarks.Benchmark,
+        seeds: Sequence[int],
+        data_dir: Path | None,
+        *,
+        devices: int | None = None,
+        probes: bool = False,
+        **overrides: Any,
+    ):
+        """Loads, compiles and initialises.
+
+        Args:
+            benchmark: possibly with replaced sizes.
+            seeds: trained side by side.
+            data_dir: folder of the prepared data sets.
+            devices: how many; all if None.
+            probes: needed for ``train_last_part``.
+            **overrides: hyper-parameters.
+
+        Raises:
+            UserError: sizes or data that do not fit.
+        """
+        (hyper,) = presets.resolve(benchmark.name, ["lamaml"], overrides)
+        source = benchmarks.sources.load_source(benchmark.source, data_dir)
+        benchmark = benchmarks.with_tasks_of(benchmark, source.num_classes)
+        self.config = RunConfig(benchmark, "lamaml", tuple(seeds), hyper, probes=probes)
+        check_config(self.config)
+        data = benchmarks.draw(benchmark, source, self.config.seeds)
+        mesh = runner.seed_mesh(devices)
+        self.inputs = runner.place(data, self.config.seeds, mesh)
+        (self.program,) = runner.compile_programs([self.config], self.inputs)
+        self._state = self.program.init()
+
+    def train(self, first: int, tasks: int) -> Any:
+        """Trains on ``tasks`` tasks from ``first`` on; returns the state."""
+        _, _, shared, streams, seeds = self.inputs
+        for task in range(first, first + tasks):
+            self._state, _ = self.program.train_task(
+                shared, streams, seeds, self._state, jnp.int32(task)
+            )
+        return self._state
+
+    def train_last_part(self) -> Any:
+        """Trains on the last ``updates_per_part`` of the stream; returns the state."""
+        benchmark, hyper = self.config.benchmark, self.config.hyper
+        _, _, shared, streams, seeds = self.inputs
+        first = benchmark.rows_per_task // hyper.batch_size
+        first -= batches_per_part(self.config)
+        seen = benchmark.num_tasks * benchmark.rows_per_task
+        self._state = optax.tree.set(
+            self._state, num_seen=jnp.full(len(seeds), seen, jnp.int32)
+        )
+        self._state, _ = self.program.train_part(
+            shared,
+            streams,
+            seeds,
+            self._state,
+            jnp.int32(benchmark.num_tasks - 1),
+            jnp.int32(first),
+        )
+        return self._state
+
+    @property
+    def updates_per_part(self) -> int:
+        """Meta-updates of one seed in a part."""
+        return batches_per_part(self.config) * self.config.hyper.glances
+
+    def updates(self, tasks: int) -> float:
+        """Meta-updates of one seed in ``tasks`` tasks."""
+        return num_meta_updates(self.config) * tasks / self.config.benchmark.num_tasks
+
+
+def shortened(benchmark: benchmarks.Benchmark, rows: int) -> benchmarks.Benchmark:
+    """Returns the benchmark with at most ``rows`` rows per task."""
+    rows = min(rows, benchmark.rows_per_task)
+    return dataclasses.replace(benchmark, rows_per_task=rows)

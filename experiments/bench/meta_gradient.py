@@ -1,0 +1,129 @@
+"""Ways to take a meta-gradient: time and compiled memory."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lamaml_jax as lm
+from experiments.bench import timing
+from experiments.bench.results import Result, Settings
+from experiments.models import Network
+
+_INPUTS, _CLASSES, _QUERY = 784, 10, 20
+_HIDDEN = {"small": (32,), "published": (100, 100), "large": (512, 512)}
+_STEPS = (1, 5, 10, 32, 100)
+_BATCHES = (1, 256)
+_TARGET_S = 0.1
+_FIRST = {"first_order": True}
+_MODES: dict[str, dict[str, Any]] = {
+    "reverse": {"inner_ad": "reverse"},
+    "sqrt": {"inner_ad": "reverse", "remat": "sqrt"},
+    "no_remat": {"inner_ad": "reverse", "remat": False},
+    "forward": {"inner_ad": "forward_over_reverse"},
+    "first_reverse": {"inner_ad": "reverse", **_FIRST},
+    "accumulate": {"inner_ad": "accumulate", **_FIRST},
+    "accumulate_1": {"inner_ad": "accumulate", "unroll": 1, **_FIRST},
+}
+_NOTE = (
+    f"{_INPUTS} inputs, {_CLASSES} classes, {_QUERY} query rows; rows: of the support "
+    "in each inner step. reverse: the default; sqrt: remat='sqrt'; no_remat: "
+    "remat=False; forward: forward_over_reverse. In first order: first_reverse; "
+    "accumulate: the default; accumulate_1: with unroll=1."
+)
+
+
+class _Case(NamedTuple):
+    hidden: tuple[int, ...]
+    inner_steps: int
+    batch: int
+
+
+def _compiled(case: _Case, options: dict[str, Any], repeats: int):
+    """Compiles a chain of meta-gradients, and returns its arguments too."""
+    model: nn.Module = Network(case.hidden, _CLASSES)
+    rng = np.random.default_rng(0)
+
+    def rows(*shape):
+        images = rng.uniform(size=(*shape, _INPUTS)).astype(np.float32)
+        return jnp.asarray(images), jnp.asarray(rng.integers(0, _CLASSES, shape))
+
+    support, query = rows(case.inner_steps, case.batch), rows(_QUERY)
+    weights = model.init(jax.random.key(0), support[0][0])
+    params = lm.MetaParams(weights, optax.tree.full_like(weights, 0.05))
+
+    def loss_fn(weights, batch):
+        images, labels = batch
+        logits = model.apply(weights, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    value_and_grad = lm.meta_value_and_grad(loss_fn, **options)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def chain(repeats, params, support, query):
+        def step(params, _):
+            _, grads = value_and_grad(params, support, query)
+            return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), None
+
+        return jax.lax.scan(step, params, None, length=repeats)[0]
+
+    arguments = params, support, query
+    return chain.lower(repeats, *arguments).compile(), arguments
+
+
+def _measure_case(
+    case: _Case, settings: Settings
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Returns milliseconds, ratios of time and of memory, by mode."""
+    works, memory = {}, {}
+    compiled, arguments = _compiled(case, _MODES["reverse"], 1)
+    compiled(*arguments)
+    once = timing.timed(lambda: compiled(*arguments)).wall_s
+    repeats = 1 if settings.quick else max(1, round(_TARGET_S / once))
+    for name, options in _MODES.items():
+        single, arguments = _compiled(case, options, 1)
+        memory[name] = single.memory_analysis().temp_size_in_bytes
+        chain = single if repeats == 1 else _compiled(case, options, repeats)[0]
+        works[name] = functools.partial(chain, *arguments)
+    timings = timing.alternate(works, settings.rounds)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments[0].weights))
+    head = {"hidden": "x".join(map(str, case.hidden))}
+    head |= {"inner_steps": case.inner_steps, "rows": case.batch}
+    milliseconds = {
+        name: 1e3 * timing.median_wall_s(timings[name]) / repeats for name in _MODES
+    }
+    ratios = {
+        name: timing.median_ratio(timings[name], timings["reverse"]) for name in _MODES
+    }
+    weights = {name: memory[name] / size for name in _MODES}
+    return head | milliseconds, head | ratios, head | weights
+
+
+def measure(settings: Settings) -> Sequence[Result]:
+    """Measures every mode on perceptrons of three sizes; the benchmark plays no part.
+
+    Times are of meta-gradients in a loop, modes in turn; memory is what the compiled
+    program of a single one asks for beside its arguments and results.
+    """
+    cases = [
+        _Case(_HIDDEN[name], steps, batch)
+        for name, steps, batch in itertools.product(_HIDDEN, _STEPS, _BATCHES)
+    ]
+    if settings.quick:
+        cases = [_Case(_HIDDEN["small"], 3, 2)]
+    titles = (
+        "Meta-gradients: milliseconds",
+        "Meta-gradients: time over that of reverse",
+        "Meta-gradients: temporary memory over the size of the weights",
+    )
+    tables = zip(*(_measure_case(case, settings) for case in cases), strict=True)
+    return [
+        Result(title, list(rows), _NOTE)
+        for title, rows in zip(titles, tables, strict=True)
+    ]

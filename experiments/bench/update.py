@@ -1,0 +1,178 @@
+"""The main job: La-MAML's meta-update against this machine's rates."""
+
+import itertools
+import math
+import resource
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from experiments import benchmarks
+from experiments.bench import timing
+from experiments.bench.job import Job, shortened
+from experiments.bench.results import Result, Settings
+from experiments.hyperparameters import Hyperparameters
+
+_TASKS = 2
+_SEEDS = 2
+_FLOAT = 4
+
+
+def _layers(
+    benchmark: benchmarks.Benchmark, image_shape: tuple[int, ...], num_classes: int
+) -> list[int]:
+    """Multiplications of each layer on one row, first layer first."""
+    sizes, num_pixels = [], 1
+    if benchmark.channels:
+        height, width, depth = image_shape
+        for channels in benchmark.channels:
+            height, width = -(-height // 2), -(-width // 2)
+            sizes.append(9 * depth * channels * height * width)
+            depth = channels
+        num_pixels = height * width * depth
+    else:
+        num_pixels = math.prod(image_shape)
+    widths = (num_pixels, *benchmark.hidden, num_classes)
+    return sizes + [a * b for a, b in itertools.pairwise(widths)]
+
+
+def flops_per_meta_update(
+    benchmark: benchmarks.Benchmark,
+    hyper: Hyperparameters,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+) -> float:
+    """Counts the matrix products of one meta-update.
+
+    A gradient costs two products per layer and row in the forward and the weights'
+    backward pass, and one more per layer but the first. In first order an inner step
+    takes one gradient on its share of the batch and one on the query; in second order
+    it also takes the first again, and its product with a vector, which is twice a
+    gradient.
+
+    Args:
+        benchmark: gives the network.
+        hyper: gives batch, replay, inner steps and order.
+        image_shape: inputs of the network.
+        num_classes: outputs of the network.
+
+    Returns:
+        Floating-point operations.
+    """
+    layers = _layers(benchmark, image_shape, num_classes)
+    per_row = 2 * (2 * sum(layers) + sum(layers[1:]))
+    query = hyper.batch_size + (hyper.replay_size or 0)
+    support = hyper.batch_size * (1 if hyper.first_order else 4)
+    return per_row * (support + (hyper.inner_steps or 0) * query)
+
+
+def bytes_per_meta_update(num_weights: int, inner_steps: int) -> float:
+    """Counts what one first-order meta-update must read and write of the weights.
+
+    If nothing but the arrays of one pass stayed in a cache, each inner step reads the
+    fast weights for the support's and the query's gradient, reads and writes them and
+    reads the step sizes in the update, reads and writes the sum of the inner gradients,
+    writes the query's gradient and reads it for two sums, which are read and written:
+    fourteen passes. Around the steps there are eight, of norms and of the update.
+
+    Args:
+        num_weights: of the network.
+        inner_steps: K.
+
+    Returns:
+        Bytes.
+    """
+    return _FLOAT * num_weights * (14.0 * inner_steps + 8)
+
+
+def _roofline(job: Job, settings: Settings, tasks: int) -> dict[str, Any]:
+    config, form = job.config, job.inputs.form
+    hyper = config.hyper
+    flops = flops_per_meta_update(
+        config.benchmark, hyper, form.image_shape, form.num_classes
+    )
+    weights = jax.tree.leaves(jax.eval_shape(job.program.init).weights)
+    num_weights = sum(math.prod(leaf.shape[1:]) for leaf in weights)
+    moved = bytes_per_meta_update(num_weights, hyper.inner_steps or 0)
+    rates = {
+        "matmul": timing.matmul_rate(),
+        "copy": timing.copy_rate(_FLOAT * num_weights),
+    }
+    works = {"train": lambda: job.train(0, tasks)}
+    works |= {name: rate.work for name, rate in rates.items()}
+    timings = timing.alternate(works, settings.rounds)
+    num_seeds = len(job.inputs.seeds)
+    updates = job.updates(tasks) * num_seeds
+    cpu_s = timing.median_cpu_s(timings["train"]) / updates
+    products, copies = (
+        rates[name].amount / timing.median_cpu_s(timings[name])
+        for name in ("matmul", "copy")
+    )
+    return {
+        "meta_updates_per_s": updates
+        / timing.median_wall_s(timings["train"])
+        * (len(config.seeds) / num_seeds),
+        "cpu_ms_per_meta_update": 1e3 * cpu_s,
+        "cpu_s_per_seed": cpu_s * job.updates(config.benchmark.num_tasks),
+        "compile_s": job.program.compile_s,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "mflop_per_meta_update": flops / 1e6,
+        "matmul_gflop_per_cpu_s": products / 1e9,
+        "percent_of_matmul_peak": 100 * flops / cpu_s / products,
+        "mb_moved_per_meta_update": moved / 1e6,
+        "copy_gb_per_cpu_s": copies / 1e9,
+        "ms_of_products_at_peak": 1e3 * flops / products,
+        "ms_of_passes_at_copy_rate": 1e3 * moved / copies,
+    }
+
+
+def _capacities(settings: Settings, tasks: int) -> Result:
+    capacities = (200, 20_000)
+    jobs = {
+        capacity: Job(
+            settings.benchmark, range(1), settings.data_dir, capacity=capacity
+        )
+        for capacity in capacities
+    }
+    works = {
+        capacity: (lambda job=job: job.train(0, tasks))
+        for capacity, job in jobs.items()
+    }
+    timings = timing.alternate(works, settings.rounds)
+    first = timings[capacities[0]]
+    rows = [
+        {
+            "capacity": capacity,
+            "ms_per_meta_update": 1e3
+            * statistics.median(each.wall_s for each in timings[capacity])
+            / jobs[capacity].updates(tasks),
+            "ratio": timing.median_ratio(timings[capacity], first),
+        }
+        for capacity in capacities
+    ]
+    return Result("Whole meta-updates by capacity of the reservoir", rows)
+
+
+def measure(settings: Settings) -> Sequence[Result]:
+    """Measures La-MAML's training against the rates of the same process.
+
+    Training stretches, matrix products and copies of arrays as large as the weights
+    alternate; medians are reported.
+    """
+    tasks = 1 if settings.quick else _TASKS
+    benchmark = settings.benchmark
+    if settings.quick:
+        benchmark = shortened(benchmark, 20)
+        settings = settings._replace(benchmark=benchmark)
+    job = Job(benchmark, range(_SEEDS), settings.data_dir)
+    device = jax.devices()[0].device_kind
+    title = f"La-MAML on {benchmark.name}, {_SEEDS} seeds, {job.inputs.mesh.size} "
+    row = _roofline(job, settings, tasks)
+    note = (
+        "cpu_s_per_seed is for the whole stream; the last two rows are the least that "
+        "arithmetic and memory traffic take, in milliseconds per meta-update"
+    )
+    roofline = Result(f"{title}devices ({device})", [row], note)
+    return [roofline] if settings.quick else [roofline, _capacities(settings, tasks)]

@@ -1,0 +1,126 @@
+"""The benchmarks of speed and memory: what they count, and that they finish."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import __main__ as command_line
+from experiments import bench, benchmarks, presets
+from experiments.bench import timing, update
+from experiments.bench.scaling import device_counts
+from experiments.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+COLUMNS = {
+    "update": [{"cpu_ms_per_meta_update", "percent_of_matmul_peak", "compile_s"}],
+    "meta-gradient": [{"inner_steps", "reverse", "sqrt", "accumulate"}] * 3,
+    "reservoir": [{"capacity", "us_per_batch", "over_first"}],
+    "stream": [
+        {"task", "over_first"},
+        {"tasks_done", "resident_mib"},
+        {"stream_rows", "over_first"},
+    ],
+    "compile": [{"start", "until_first_update_s"}],
+    "scaling": [{"devices", "seeds", "meta_updates_per_s"}],
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_quick_run_finishes_and_has_its_columns(name, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "bench.json"
+    arguments = ["bench", name, "--quick", "--rounds", "1", "-b", "digits-rotations"]
+    monkeypatch.setattr("sys.argv", ["experiments", *arguments, "--json", str(file)])
+    with pytest.raises(SystemExit) as stop:
+        command_line.main()
+    assert not stop.value.code
+    printed = capsys.readouterr().out
+    results, environment = bench.read(file)
+    assert environment["versions"]["jax"] == jax.__version__
+    assert list(results) == [name]
+    for result, columns in zip(results[name], COLUMNS[name], strict=True):
+        assert columns <= set(result.rows[0])
+        for row in result.rows:
+            numbers = [v for v in row.values() if isinstance(v, int | float)]
+            assert np.all(np.isfinite(numbers))
+            assert row.keys() == result.rows[0].keys()
+        assert result.title.split()[0] in printed
+
+
+def test_all_names_have_a_test():
+    assert set(COLUMNS) == set(bench.BENCHES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["velocity"], "unknown bench 'velocity'; choose of: update"),
+        (["update", "--rounds", "0"], "--rounds: expected at least 1"),
+        (["stream", "-b", "cifar100-split"], "cifar100"),
+    ],
+)
+def test_mistakes_end_in_one_error(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["experiments", "bench", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        command_line.main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_products_of_a_first_order_meta_update_are_counted():
+    benchmark = benchmarks.get_benchmark("digits-rotations")
+    (hyper,) = presets.resolve("digits-rotations", ["lamaml"], {})
+    # 64-100-100-10: 210 rows, 6 products on 10,000 + 1,000 weights and 4 on 6,400
+    expected = 210 * (6 * 11_000 + 4 * 6_400)
+    assert update.flops_per_meta_update(benchmark, hyper, (8, 8), 10) == expected
+
+
+def test_products_of_a_second_order_convolution_are_counted():
+    benchmark = dataclasses.replace(
+        benchmarks.get_benchmark("cifar100-split"), channels=(2,), hidden=()
+    )
+    (hyper,) = presets.resolve("cifar100-split", ["lamaml"], {})
+    query = hyper.batch_size + hyper.replay_size
+    rows = 4 * hyper.batch_size + hyper.inner_steps * query
+    # 5x5x3 becomes 3x3x2 by 3x3 kernels, then 18 inputs of 7 classes
+    convolution, dense = 9 * 3 * 2 * 9, 18 * 7
+    expected = rows * (4 * convolution + 6 * dense)
+    assert update.flops_per_meta_update(benchmark, hyper, (5, 5, 3), 7) == expected
+
+
+def test_works_take_turns_and_the_first_round_does_not_count():
+    calls = []
+    works = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    timings = timing.alternate(works, 2)
+    assert calls == ["a", "b"] * 3
+    assert [len(each) for each in timings.values()] == [2, 2]
+
+
+def test_ratio_is_the_median_of_rounds_not_the_ratio_of_medians():
+    slow, fast = ([timing.Timing(t, 0) for t in ts] for ts in ([2, 30, 6], [1, 10, 2]))
+    assert timing.median_ratio(slow, fast) == 3
+    assert timing.median_wall_s(slow) == 6
+
+
+def test_device_counts_are_powers_of_two_and_all():
+    assert device_counts(1) == [1]
+    assert device_counts(6) == [1, 2, 4, 6]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format_version": 1}', None])
+def test_damaged_records_are_refused(content, tmp_path):
+    file = tmp_path / "bench.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match="no benchmark record"):
+        bench.read(file)
+
+
+def test_records_of_another_version_are_refused(tmp_path):
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps({"format_version": 99}))
+    with pytest.raises(UserError, match="another version"):
+        bench.read(file)
