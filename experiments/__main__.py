@@ -6,7 +6,7 @@ import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -52,6 +52,13 @@ class Setting(StrEnum):
     agnostic = "agnostic"
 
 
+class Precision(StrEnum):
+    """What networks compute in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Passes(StrEnum):
     """Passes over each task, and whose presets."""
 
@@ -67,6 +74,7 @@ DataDir = Annotated[
         show_default=False,
     ),
 ]
+DEVICES_PANEL = "Devices and processes"
 HYPER_PANEL = "Hyper-parameters (default: the published ones, see `list`)"
 
 
@@ -74,30 +82,53 @@ def _hyper(help_text: str) -> typer.models.OptionInfo:
     return typer.Option(help=help_text, show_default=False, rich_help_panel=HYPER_PANEL)
 
 
-def start_jax(devices: int | None, cache: bool) -> None:
-    """Imports jax with one device per core on a CPU, and with its persistent cache."""
-    from experiments import runner
+def start_jax(devices: int | None, cache: bool, processes: Any = None) -> None:
+    """Imports jax with one device per core on a CPU, and with its persistent cache.
+
+    Args:
+        devices: of each process, on a CPU; None for one per core.
+        cache: whether to keep compiled programs.
+        processes: arguments of ``placement.join_processes``, if there are several.
+    """
+    from experiments import placement
 
     count = devices if devices is not None else os.cpu_count() or 1
     if count < 1:
         raise UserError(f"--devices: expected at least 1, received {count}")
-    runner.use_cpu_devices(count)
+    placement.use_cpu_devices(count)
     if cache:
         import platformdirs
 
-        runner.cache_compilations(platformdirs.user_cache_path("lamaml_jax") / "jax")
+        placement.cache_compilations(platformdirs.user_cache_path("lamaml_jax") / "jax")
+    if processes is not None:
+        placement.join_processes(*processes)
 
 
-def _usable_folders(out: Path, names: list[str], fresh: bool) -> list[Path]:
-    """Returns a folder per method, refusing unusable ones before any work is done."""
+def _check_folders(folders: list[Path], fresh: bool) -> None:
+    """Refuses unusable folders before any work is done, and empties them if asked."""
     from experiments import run_folder
 
-    folders = [out / name for name in names]
     for folder in folders:
         if fresh and (folder / "config.json").is_file():
             shutil.rmtree(folder)
         run_folder.check_usable(folder)
-    return folders
+
+
+def _incomplete(configs: list[Any], folders: list[Path]) -> list[int]:
+    """Tells which runs are not done yet, the same in every process."""
+    import numpy as np
+
+    from experiments import placement, run_folder, session
+
+    todo = np.zeros(len(folders), bool)
+    if placement.is_first_process():
+        for n, (config, folder) in enumerate(zip(configs, folders, strict=True)):
+            record = session.config_record(config)
+            progress = run_folder.progress(folder, record)
+            todo[n] = progress != run_folder.Progress.COMPLETE
+            if not todo[n]:
+                console.print(f"{folder} is complete", soft_wrap=True)
+    return np.flatnonzero(placement.from_first_process(todo)).tolist()
 
 
 def _run_name(benchmark: str, setting: Setting, passes: Passes) -> str:
@@ -182,16 +213,69 @@ def run(
         float, typer.Option(min=0, help="Seconds between checkpoints at least.")
     ] = 60.0,
     data_dir: DataDir = None,
-    devices: Annotated[
-        int | None,
-        typer.Option(
-            help="Devices to spread the seeds over [default: all there are]",
-            show_default=False,
-        ),
-    ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="What networks compute in; weights are float32.")
+    ] = Precision.float32,
     compile_cache: Annotated[
         bool, typer.Option(help="Keep compiled programs for later runs.")
     ] = True,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            help="Devices of each process on a CPU, or of all on accelerators "
+            "[default: all there are]",
+            show_default=False,
+            rich_help_panel=DEVICES_PANEL,
+        ),
+    ] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SEEDSxROWS",
+            help="Groups of devices over which the seeds are spread, times devices in "
+            "each group, which share the rows of support and query, such as 4x2 "
+            "[default: a group per device]",
+            show_default=False,
+            rich_help_panel=DEVICES_PANEL,
+        ),
+    ] = None,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="Join the other processes of this run; each is started by the same "
+            "command. On TPU pods and under SLURM nothing else is needed.",
+            rich_help_panel=DEVICES_PANEL,
+        ),
+    ] = False,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="JAX_COORDINATOR_ADDRESS",
+            help="Where process 0 listens.",
+            show_default=False,
+            rich_help_panel=DEVICES_PANEL,
+        ),
+    ] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(
+            envvar="JAX_NUM_PROCESSES",
+            help="Processes of this run.",
+            show_default=False,
+            rich_help_panel=DEVICES_PANEL,
+        ),
+    ] = None,
+    process_id: Annotated[
+        int | None,
+        typer.Option(
+            envvar="JAX_PROCESS_ID",
+            help="This one's number, from 0.",
+            show_default=False,
+            rich_help_panel=DEVICES_PANEL,
+        ),
+    ] = None,
     num_tasks: Annotated[
         int | None, _hyper("Tasks of the stream (fewer is not the benchmark).")
     ] = None,
@@ -268,8 +352,8 @@ def run(
         benchmarks,
         hyperparameters,
         methods,
+        placement,
         presets,
-        run_folder,
         session,
     )
     from experiments.config import RunConfig, check_config
@@ -312,6 +396,7 @@ def run(
                 passes.value,
                 probes,
                 alignment,
+                precision.value,
             )
             for name, hyper in zip(names, resolved, strict=True)
         ]
@@ -322,30 +407,42 @@ def run(
     configs_on(chosen)
     sources.check_source(chosen.source, data_dir)
     out = out or Path("runs") / _run_name(benchmark, setting, passes)
-    folders = _usable_folders(out, names, fresh)
-    start_jax(devices, compile_cache)
+    folders = [out / name for name in names]
+    if distributed:
+        processes = coordinator, num_processes, process_id
+        start_jax(devices, compile_cache, processes)
+        console.quiet = not placement.is_first_process()
+        if placement.is_first_process():
+            _check_folders(folders, fresh)
+    else:
+        _check_folders(folders, fresh)
+        start_jax(devices, compile_cache)
     from experiments import runner
 
     source = sources.load_source(chosen.source, data_dir)
     if num_tasks is None:
         chosen = benchmarks.with_tasks_of(chosen, source.num_classes)
     configs = configs_on(chosen)
-    todo = []
-    for config, folder in zip(configs, folders, strict=True):
-        record = session.config_record(config)
-        if run_folder.progress(folder, record) == run_folder.Progress.COMPLETE:
-            console.print(f"{folder} is complete", soft_wrap=True)
-        else:
-            todo.append((config, folder))
+    groups, per_seed = devices, 1
+    if mesh is not None:
+        groups, per_seed = placement.parse_mesh(mesh)
+        groups *= per_seed
+    elif distributed:
+        groups = None
+    device_mesh = placement.make_mesh(groups, per_seed)
+    todo = [(configs[n], folders[n]) for n in _incomplete(configs, folders)]
     diverged = {}
     if todo:
-        data = benchmarks.draw(chosen, source, seed_list, stream_seed)
+        own = placement.own_seeds(seed_list, device_mesh)
+        data = benchmarks.draw(chosen, source, own, stream_seed)
         console.print(
             f"[bold]{benchmark}[/]: {chosen.num_tasks} tasks x {chosen.rows_per_task} "
             f"rows, seeds {first_seed} to {first_seed + seeds - 1}; results in {out}"
         )
-        inputs = runner.place(data, seed_list, runner.seed_mesh(devices))
+        inputs = runner.place(data, seed_list, device_mesh)
         diverged = session.run_methods(todo, inputs, console, checkpoint_every)
+    if not placement.is_first_process():
+        return
     from experiments import report as reporting
 
     for name, lost in diverged.items():

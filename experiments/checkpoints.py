@@ -46,8 +46,14 @@ class Checkpoints:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         logging.set_verbosity(logging.ERROR)
+        first = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=_KEPT, cleanup_tmp_directories=True
+            max_to_keep=_KEPT,
+            cleanup_tmp_directories=jax.process_count() == 1,
+            create=jax.process_count() == 1,
+            multiprocessing_options=first,
         )
         return ocp.CheckpointManager(self._folder, options=options)
 

@@ -10,6 +10,7 @@ from experiments.hyperparameters import Hyperparameters
 from experiments.models import INITIALIZERS
 
 SETTINGS = ("aware", "agnostic")
+PRECISIONS = ("float32", "bfloat16")
 _MAX_TASKS = 10_000
 _RATES = (
     "step_size_learning_rate",
@@ -44,6 +45,8 @@ class RunConfig:
     """Accuracy at fast and slow weights about every 25 updates of the first tasks."""
     alignment: bool = False
     """Cosines between the gradients of the tasks' losses after every evaluation."""
+    precision: str = "float32"
+    """What the network computes in, one of ``PRECISIONS``; weights are float32."""
 
 
 def num_meta_updates(config: RunConfig) -> int:

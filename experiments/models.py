@@ -1,7 +1,8 @@
 """Networks of the benchmarks, as flax modules."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -69,27 +70,34 @@ class Network(nn.Module):
     """Channels of the convolutions; none for flat images."""
     initializer: str = "kaiming"
     """Key of ``INITIALIZERS``."""
+    dtype: Any = None
+    """What is computed in, such as bfloat16; None: what weights and images have.
+    Weights and logits stay float32."""
+    convolve: Callable[..., jax.Array] | None = None
+    """Such as ``convolve_by_matmul``; None for XLA's own convolution."""
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps images [B, ...] ([B, H, W, C] with convolutions) to logits [B, Y]."""
         kernel_init = INITIALIZERS[self.initializer]
-        on_cpu = jax.default_backend() == "cpu"
         layer = functools.partial(
             nn.Conv,
             kernel_size=(3, 3),
             strides=2,
             padding=1,
+            dtype=self.dtype,
             kernel_init=kernel_init,
-            conv_general_dilated=convolve_by_matmul if on_cpu else None,
+            conv_general_dilated=self.convolve,
         )
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init)
         x = images
         for channels in self.channels:
             x = nn.relu(layer(channels)(x))
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
-            x = nn.relu(nn.Dense(width, kernel_init=kernel_init)(x))
-        return nn.Dense(self.num_classes, kernel_init=kernel_init)(x)
+            x = nn.relu(dense(width)(x))
+        logits = dense(self.num_classes)(x)
+        return logits if self.dtype is None else logits.astype(jnp.float32)
 
 
 def head_mask(weights: dict) -> dict:

@@ -5,15 +5,14 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from experiments import benchmarks
+from experiments import benchmarks, placement
 from experiments.config import RunConfig, check_memory
 from experiments.errors import UserError
 from experiments.feeding import DataForm, Shared, StreamArrays
@@ -50,67 +49,12 @@ class TaskResult(NamedTuple):
     """Of the learner, over all seeds; gone once the next result is asked for."""
 
 
-def seed_mesh(num_devices: int | None = None) -> Mesh:
-    """Returns a mesh with one axis, ``seed``, over the first devices.
-
-    Raises:
-        UserError: more devices are asked for than there are.
-    """
-    devices = jax.devices()
-    num_devices = len(devices) if num_devices is None else num_devices
-    if not 1 <= num_devices <= len(devices):
-        raise UserError(
-            f"--devices: expected 1 to {len(devices)} ({jax.default_backend()}), "
-            f"received {num_devices}"
-        )
-    return Mesh(np.array(devices[:num_devices]), ("seed",))
-
-
-def over_seeds(fn: Callable[..., Any], mesh: Mesh, in_axes: str) -> Callable[..., Any]:
-    """Maps ``fn`` over seeds: sharded over devices, batched or in turn within one.
-
-    On a CPU the seeds of one device run in turn, because one seed's matrices stay in
-    cache and batched ones do not (1.3 times slower); accelerators batch them.
-
-    Args:
-        fn: function of one seed.
-        mesh: from ``seed_mesh``.
-        in_axes: per argument ``"s"`` (leading seed axis) or ``"-"`` (shared).
-
-    Returns:
-        A function of arguments with S a multiple of the number of devices.
-    """
-    seed_spec, shared_spec = PartitionSpec("seed"), PartitionSpec()
-
-    def mapped(*args):
-        if jax.default_backend() != "cpu":
-            axes = tuple(0 if axis == "s" else None for axis in in_axes)
-            return jax.vmap(fn, in_axes=axes)(*args)
-        own = tuple(a for a, axis in zip(args, in_axes, strict=True) if axis == "s")
-
-        def one(own_args):
-            left = iter(own_args)
-            merged = [
-                next(left) if axis == "s" else arg
-                for arg, axis in zip(args, in_axes, strict=True)
-            ]
-            return fn(*merged)
-
-        return jax.lax.map(one, own)
-
-    return jax.shard_map(
-        mapped,
-        mesh=mesh,
-        in_specs=tuple(seed_spec if axis == "s" else shared_spec for axis in in_axes),
-        out_specs=seed_spec,
-        check_vma=False,
-    )
-
-
 class Inputs(NamedTuple):
     """A benchmark's arrays on the devices of a mesh, shared by all methods."""
 
     mesh: Mesh
+    platform: str
+    """What programs are compiled for, such as ``"cpu"``."""
     form: DataForm
     shared: Shared
     streams: StreamArrays
@@ -140,31 +84,24 @@ def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> I
     """Puts a benchmark on the devices: seeds sharded, images on every device.
 
     Args:
-        data: from ``benchmarks.load`` for the same seeds.
-        seeds: S seeds.
-        mesh: from ``seed_mesh``.
+        data: from ``benchmarks.load`` for ``placement.own_seeds``, which are all in a
+            run of one process.
+        seeds: S seeds of the run.
+        mesh: from ``placement.make_mesh``.
 
     Returns:
         The inputs of ``compile_programs`` and ``train``.
     """
-    shared = Shared(*(getattr(data, name) for name in Shared._fields))
-    streams = StreamArrays(
-        *(_spread(getattr(data, name), mesh) for name in StreamArrays._fields)
-    )
+    images = [getattr(data, name) for name in Shared._fields]
+    own = [getattr(data, name) for name in StreamArrays._fields]
     return Inputs(
         mesh,
+        placement.platform_of(mesh),
         DataForm(data.train_images.shape[1:], data.num_classes, data.max_value),
-        jax.device_put(shared, NamedSharding(mesh, PartitionSpec())),
-        streams,
-        _spread(np.asarray(seeds, np.int32), mesh),
+        Shared(*(placement.place_everywhere(array, mesh) for array in images)),
+        StreamArrays(*placement.place_own(own, seeds, mesh)),
+        placement.place_all(np.asarray(seeds, np.int32), mesh),
     )
-
-
-def _spread(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Puts [S, ...] on the devices, repeating the last to a multiple of the mesh."""
-    padding = -len(array) % mesh.size
-    padded = np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])
-    return jax.device_put(padded, NamedSharding(mesh, PartitionSpec("seed")))
 
 
 def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[Program]:
@@ -184,20 +121,29 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[P
     Raises:
         UserError: hyper-parameters that do not fit together.
     """
-    mesh, form, shared, streams, seeds = inputs
+    mesh, platform, form, shared, streams, seeds = inputs
     for config in configs:
         check_memory(config, form.image_shape)
-    by_seed = NamedSharding(mesh, PartitionSpec("seed"))
-    methods = [make_train(config, form) for config in configs]
+    methods = [
+        make_train(config, form, platform, mesh.shape[placement.ROW])
+        for config in configs
+    ]
     start = time.perf_counter()
-    wanted = jnp.ones(configs[0].benchmark.num_tasks, bool)
+    wanted = np.ones(configs[0].benchmark.num_tasks, bool)
+    task = np.int32(0)
+
+    def over_seeds(fn, in_axes, **options):
+        mapped = placement.over_seeds(fn, mesh, in_axes, platform)
+        return jax.jit(mapped, out_shardings=placement.by_seed(mesh), **options)
 
     def trace(config, fns):
-        init = jax.jit(over_seeds(fns.init, mesh, "s"))
-        train = jax.jit(over_seeds(fns.train_task, mesh, "-sss-"), donate_argnums=3)
-        evaluate = jax.jit(over_seeds(fns.evaluate, mesh, "-ss-"))
+        init = over_seeds(fns.init, "s")
+        train = over_seeds(fns.train_task, "-sss-", donate_argnums=3)
+        evaluate = over_seeds(fns.evaluate, "-ss-")
         state = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_seed),
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=placement.by_seed(mesh)
+            ),
             jax.eval_shape(init, seeds),
         )
         subject = fns.subject(state)
@@ -205,17 +151,17 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[P
         if form not in evaluations:
             evaluations[form] = evaluate.trace(shared, streams, subject, wanted)
         own = {
-            "train": train.trace(shared, streams, seeds, state, jnp.int32(0)),
+            "train": train.trace(shared, streams, seeds, state, task),
             "init": init.trace(seeds),
         }
         if config.probes and step_sizes_of(state) is not None:
-            part = jax.jit(over_seeds(fns.train_part, mesh, "-sss--"), donate_argnums=3)
-            ahead = jax.jit(over_seeds(fns.look_ahead, mesh, "-sss--"))
-            where = jnp.int32(0), jnp.int32(0)
-            own["part"] = part.trace(shared, streams, seeds, state, *where)
-            own["ahead"] = ahead.trace(shared, streams, seeds, state, *where)
+            part = over_seeds(fns.train_part, "-sss--", donate_argnums=3)
+            ahead = over_seeds(fns.look_ahead, "-sss--")
+            where = shared, streams, seeds, state, task, np.int32(0)
+            own["part"] = part.trace(*where)
+            own["ahead"] = ahead.trace(*where)
         if config.alignment:
-            align = jax.jit(over_seeds(fns.alignment, mesh, "-ss"))
+            align = over_seeds(fns.alignment, "-ss")
             own["alignment"] = align.trace(shared, streams, state.weights)
         return own, form
 
@@ -276,13 +222,13 @@ def _probed_task(config, program, inputs, state, task) -> tuple[Any, Any, list[P
     seen = np.arange(config.benchmark.num_tasks) <= task
     probes, infos = [], []
     for first in range(0, num_batches, size):
-        where = jnp.int32(task), jnp.int32(first)
+        where = np.int32(task), np.int32(first)
         state, info = program.train_part(shared, streams, seeds, state, *where)
         infos.append(info)
-        last = jnp.int32(task), jnp.int32(first + size - 1)
+        last = np.int32(task), np.int32(first + size - 1)
         fast = program.look_ahead(shared, streams, seeds, state, *last)
         slow_accuracy, fast_accuracy = (
-            jax.device_get(program.evaluate(shared, streams, weights, seen))[0]
+            placement.gather(program.evaluate(shared, streams, weights, seen))[0]
             for weights in (program.subject(state), fast)
         )
         num_updates = (task * num_batches + first + size) * config.hyper.glances
@@ -304,7 +250,9 @@ def step_size_quantiles(state: Any) -> np.ndarray | None:
     step_sizes = step_sizes_of(state)
     if step_sizes is None:
         return None
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(step_sizes))]
+    leaves = [
+        np.asarray(leaf) for leaf in jax.tree.leaves(placement.gather(step_sizes))
+    ]
     flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
     quantiles = [np.quantile(leaf, QUANTILES, axis=1).T for leaf in flat]
     return np.stack(quantiles, axis=1)
@@ -341,7 +289,7 @@ def train(
     if state is None:
         state = program.init()
     else:
-        state = jax.tree.map(lambda leaf: _spread(leaf, inputs.mesh), state)
+        state = jax.tree.map(lambda leaf: placement.place_all(leaf, inputs.mesh), state)
     for task in range(first_task, config.benchmark.num_tasks):
         info: Any = None
         probes: list[Probe] = []
@@ -350,20 +298,22 @@ def train(
             state, info, probes = _probed_task(config, program, inputs, state, task)
         elif task >= 0:
             state, info = program.train_task(
-                shared, streams, seeds, state, jnp.int32(task)
+                shared, streams, seeds, state, np.int32(task)
             )
             jax.block_until_ready(state)
         trained, train_cpu_s = time.perf_counter(), time.process_time() - cpu
         wanted = wanted_tasks(config.benchmark, task)
-        accuracy, finite = jax.device_get(
+        accuracy, finite = placement.gather(
             program.evaluate(shared, streams, program.subject(state), wanted)
         )
-        means = {} if info is None else jax.device_get(info)._asdict()
+        means = {} if info is None else placement.gather(info)._asdict()
         measures = {}
         if (quantiles := step_size_quantiles(state)) is not None:
             measures["step_size_quantiles"] = quantiles
         if program.alignment is not None and wanted.all():
-            cosines = np.array(program.alignment(shared, streams, state.weights))
+            cosines = np.array(
+                placement.gather(program.alignment(shared, streams, state.weights))
+            )
             unseen = np.arange(config.benchmark.num_tasks) > task
             cosines[:, unseen | unseen[:, None]] = np.nan
             measures["task_alignment"] = cosines
@@ -382,17 +332,6 @@ def train(
             evaluate_s=time.perf_counter() - trained,
             state=state,
         )
-
-
-def cache_compilations(folder: Path) -> None:
-    """Keeps compiled programs in ``folder`` so that later runs need not compile."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def use_cpu_devices(count: int) -> None:
-    """Makes ``count`` CPU cores visible as devices; call before jax starts."""
-    jax.config.update("jax_num_cpu_devices", count)
 
 
 def running_retained_accuracy(accuracy: np.ndarray, task: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from rich.progress import (
 )
 
 import lamaml_jax as lm
-from experiments import run_folder, runner
+from experiments import placement, run_folder, runner
 from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.config import RunConfig, num_meta_updates
 from experiments.history import join, num_tasks, of_result, to_arrays
@@ -44,12 +44,12 @@ def environment() -> dict[str, Any]:
         text=True,
         check=False,
     )
-    devices = jax.devices()
     return {
         "versions": {name: metadata.version(name) for name in _PACKAGES}
         | {"lamaml_jax": lm.__version__, "python": platform.python_version()},
-        "device": devices[0].device_kind,
-        "device_count": len(devices),
+        "device": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
         "processor": platform.machine(),
         "cpu_count": os.cpu_count(),
         "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
@@ -73,6 +73,7 @@ def config_record(config: RunConfig) -> dict[str, Any]:
         "passes": config.passes,
         "probes": config.probes,
         "alignment": config.alignment,
+        "precision": config.precision,
         **benchmark,
         **{key: value for key, value in hyper.items() if value is not None},
     }
@@ -141,23 +142,24 @@ def _summary(
 
 
 def _host_state(state: Any, num_seeds: int) -> Any:
-    """Copies a learner's state, without the padding of seeds."""
-    return jax.tree.map(lambda leaf: np.array(leaf)[:num_seeds], state)
+    """Copies a learner's state, without the padding of seeds; of all processes."""
+    whole = placement.gather(state)
+    return jax.tree.map(lambda leaf: np.array(leaf)[:num_seeds], whole)
+
+
+def _state_like(config: RunConfig, program: runner.Program) -> Any:
+    """Returns zeros like a learner's state, without the padding of seeds."""
+    num_seeds = len(config.seeds)
+    return jax.tree.map(
+        lambda x: np.zeros((num_seeds, *x.shape[1:]), x.dtype),
+        jax.eval_shape(program.init),
+    )
 
 
 def _last_checkpoint(
-    config: RunConfig,
-    program: runner.Program,
-    checkpoints: Checkpoints,
-    folder: Path,
-    console: Console,
+    checkpoints: Checkpoints, like: Any, folder: Path, console: Console
 ) -> Checkpoint | None:
     """Finds where an interrupted run can go on, and tells."""
-    num_seeds = len(config.seeds)
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((num_seeds, *x.shape[1:]), x.dtype),
-        jax.eval_shape(program.init),
-    )
     found = checkpoints.latest(
         like, lambda text: console.print(f"{folder}: {text}", soft_wrap=True)
     )
@@ -186,28 +188,35 @@ def run_method(
         checkpoint_s: seconds between two checkpoints at least.
 
     Returns:
-        The seeds that diverged.
+        The seeds that diverged, in the first process; it alone writes.
 
     Raises:
         RunFolderError: the folder cannot be written, or holds a complete run.
     """
     record = config_record(config)
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, checkpoint_s)
+    writes = placement.is_first_process()
     found = None
-    progress = run_folder.progress(folder, record)
-    if progress == run_folder.Progress.COMPLETE:
-        raise run_folder.RunFolderError(f"{folder}: complete; give another --out")
-    if progress == run_folder.Progress.NEW:
-        run_folder.create(folder, record, environment())
-    else:
-        found = _last_checkpoint(config, program, checkpoints, folder, console)
-        done = 0 if found is None else num_tasks(found.history)
-        run_folder.reopen(folder, environment(), done)
+    if writes:
+        progress = run_folder.progress(folder, record)
+        if progress == run_folder.Progress.COMPLETE:
+            raise run_folder.RunFolderError(f"{folder}: complete; give another --out")
+        if progress == run_folder.Progress.NEW:
+            run_folder.create(folder, record, environment())
+        else:
+            like = _state_like(config, program)
+            found = _last_checkpoint(checkpoints, like, folder, console)
+            done = 0 if found is None else num_tasks(found.history)
+            run_folder.reopen(folder, environment(), done)
     histories, train_s, start = [], 0.0, ()
     if found is not None:
         histories = [found.history]
         train_s = float(found.history["train_s"].sum())
-        start = found.state, num_tasks(found.history)
+    first = -1 if found is None else num_tasks(found.history)
+    first = int(placement.from_first_process(np.int32(first)))
+    if first >= 0:
+        state = _state_like(config, program) if found is None else found.state
+        start = placement.from_first_process(state), first
     with contextlib.closing(checkpoints), _progress(config, console) as show:
         for result in runner.train(config, program, inputs, *start):
             histories.append(of_result(result))
@@ -215,14 +224,19 @@ def run_method(
             if result.task < 0:
                 continue
             retained = runner.running_retained_accuracy(result.accuracy, result.task)
-            for record in _evaluation_records(
-                config, result.task, result.accuracy, retained
-            ):
-                run_folder.append_evaluation(folder, record)
+            if writes:
+                for record in _evaluation_records(
+                    config, result.task, result.accuracy, retained
+                ):
+                    run_folder.append_evaluation(folder, record)
             show(result.task + 1, _note(config, result.task, retained, train_s))
-            if checkpoints.is_due() and result.task + 1 < config.benchmark.num_tasks:
+            is_due = bool(placement.from_first_process(np.bool_(checkpoints.is_due())))
+            if is_due and result.task + 1 < config.benchmark.num_tasks:
                 state = _host_state(result.state, len(config.seeds))
-                checkpoints.save(Checkpoint(state, join(histories)))
+                if writes:
+                    checkpoints.save(Checkpoint(state, join(histories)))
+    if not writes:
+        return []
     whole = join(histories)
     finite = whole["finite"][-1]
     diverged = [s for s, ok in zip(config.seeds, finite, strict=True) if not ok]

@@ -18,7 +18,8 @@ from experiments.measures import (
     make_look_ahead,
 )
 from experiments.methods.problem import Problem
-from experiments.models import Network, head_mask
+from experiments.models import Network, convolve_by_matmul, head_mask
+from experiments.placement import spread_rows
 
 
 class TrainFns(NamedTuple):
@@ -48,7 +49,9 @@ class TrainFns(NamedTuple):
     of the tasks' losses."""
 
 
-def _make_problem(config: RunConfig, form: DataForm, model: Network) -> Problem:
+def _make_problem(
+    config: RunConfig, form: DataForm, apply_fn: Callable[..., jax.Array]
+) -> Problem:
     benchmark = config.benchmark
     classes_per_task = benchmark.classes_per_task
     example = {
@@ -59,7 +62,7 @@ def _make_problem(config: RunConfig, form: DataForm, model: Network) -> Problem:
         example["task"] = jax.ShapeDtypeStruct((), jnp.int32)
 
     def loss_fn(weights, batch):
-        logits = model.apply(weights, batch["image"])
+        logits = apply_fn(weights, batch["image"])
         if classes_per_task is not None and config.setting == "aware":
             return lm.losses.multi_head_cross_entropy(
                 logits, batch["label"], batch["task"], classes_per_task
@@ -69,7 +72,7 @@ def _make_problem(config: RunConfig, form: DataForm, model: Network) -> Problem:
     return Problem(
         loss_fn,
         example,
-        model.apply,
+        apply_fn,
         num_tasks=benchmark.num_tasks,
         rows_per_task=benchmark.rows_per_task,
         num_classes=form.num_classes,
@@ -128,12 +131,16 @@ def _make_train_fns(
     return train_task, train_part
 
 
-def make_train(config: RunConfig, form: DataForm) -> TrainFns:
+def make_train(
+    config: RunConfig, form: DataForm, platform: str, devices_per_seed: int = 1
+) -> TrainFns:
     """Builds the functions that run one seed of ``config``.
 
     Args:
         config: what to run.
         form: sizes of the data.
+        platform: what they are compiled for, such as ``"cpu"``.
+        devices_per_seed: devices that share the rows of support and query.
 
     Returns:
         Functions that can be jitted and mapped over seeds.
@@ -143,9 +150,18 @@ def make_train(config: RunConfig, form: DataForm) -> TrainFns:
     """
     benchmark, hyper = config.benchmark, config.hyper
     model = Network(
-        benchmark.hidden, form.num_classes, benchmark.channels, hyper.initializer
+        benchmark.hidden,
+        form.num_classes,
+        benchmark.channels,
+        hyper.initializer,
+        dtype=None if config.precision == "float32" else config.precision,
+        convolve=convolve_by_matmul if platform == "cpu" else None,
     )
-    problem = _make_problem(config, form, model)
+
+    def apply_fn(weights, images):
+        return model.apply(weights, spread_rows(images, devices_per_seed))
+
+    problem = _make_problem(config, form, apply_fn)
     learner = methods.make_learner(config.method, problem, hyper)
     make_scores = methods.METHODS[config.method].make_scores
 
@@ -157,7 +173,7 @@ def make_train(config: RunConfig, form: DataForm) -> TrainFns:
 
     if make_scores is None:
         subject = lambda state: state.weights
-        evaluate = make_evaluate(config, form, model.apply, lambda weights: weights)
+        evaluate = make_evaluate(config, form, apply_fn, lambda weights: weights)
     else:
         subject = lambda state: state
         scores_fn = make_scores(problem, hyper)

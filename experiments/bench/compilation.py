@@ -16,17 +16,18 @@ import dataclasses, json, os, sys, time
 start = time.perf_counter()
 benchmark, data_dir, cache, methods = json.loads(sys.argv[1])
 import jax
-from experiments import benchmarks, presets, runner
+from experiments import benchmarks, placement, presets, runner
 from experiments.config import RunConfig
-runner.use_cpu_devices(os.cpu_count() or 1)
-runner.cache_compilations(cache)
-devices = len(jax.devices())
+placement.use_cpu_devices(os.cpu_count() or 1)
+placement.cache_compilations(cache)
+count = len(jax.devices())
 imported = time.perf_counter()
-seeds = tuple(range(devices))
+seeds = tuple(range(count))
 chosen = benchmarks.get_benchmark(benchmark)
 source = benchmarks.sources.load_source(chosen.source, data_dir)
 chosen = benchmarks.with_tasks_of(chosen, source.num_classes)
-inputs = runner.place(benchmarks.draw(chosen, source, seeds), seeds, runner.seed_mesh())
+data = benchmarks.draw(chosen, source, seeds)
+inputs = runner.place(data, seeds, placement.make_mesh())
 loaded = time.perf_counter()
 configs = [
     RunConfig(chosen, method, seeds, hyper)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments import benchmarks, presets, runner
 from experiments.config import RunConfig, check_config, num_meta_updates
 from experiments.measures import batches_per_part
+from experiments.placement import make_mesh
 
 
 class Job:
@@ -45,7 +47,7 @@ class Job:
         self.config = RunConfig(benchmark, "lamaml", tuple(seeds), hyper, probes=probes)
         check_config(self.config)
         data = benchmarks.draw(benchmark, source, self.config.seeds)
-        mesh = runner.seed_mesh(devices)
+        mesh = make_mesh(devices)
         self.inputs = runner.place(data, self.config.seeds, mesh)
         (self.program,) = runner.compile_programs([self.config], self.inputs)
         self._state = self.program.init()
@@ -55,7 +57,7 @@ class Job:
         _, _, shared, streams, seeds = self.inputs
         for task in range(first, first + tasks):
             self._state, _ = self.program.train_task(
-                shared, streams, seeds, self._state, jnp.int32(task)
+                shared, streams, seeds, self._state, np.int32(task)
             )
         return self._state
 
@@ -74,8 +76,8 @@ class Job:
             streams,
             seeds,
             self._state,
-            jnp.int32(benchmark.num_tasks - 1),
-            jnp.int32(first),
+            np.int32(benchmark.num_tasks - 1),
+            np.int32(first),
         )
         return self._state
 

@@ -35,4 +35,5 @@ DEFAULTS = {
     "std": [],
     "probes": False,
     "alignment": False,
+    "precision": "float32",
 }

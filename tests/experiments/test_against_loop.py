@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from published_loop import run as run_loop
 
-from experiments import benchmarks, presets, runner
+from experiments import benchmarks, placement, presets, runner
 from experiments.config import RunConfig
 
 SEEDS = (0, 1, 2, 3)
@@ -26,7 +26,7 @@ def test_retained_accuracy_is_that_of_a_plain_loop(method):
     (hyper,) = presets.resolve(benchmark.name, [method])
     config = RunConfig(benchmark, method, SEEDS, hyper)
     data = benchmarks.load(benchmark, SEEDS)
-    inputs = runner.place(data, SEEDS, runner.seed_mesh(1))
+    inputs = runner.place(data, SEEDS, placement.make_mesh(1))
     (program,) = runner.compile_programs([config], inputs)
     matrix = np.stack([r.accuracy for r in runner.train(config, program, inputs)], 1)
     matrix = matrix[:, 1:]

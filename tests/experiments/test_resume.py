@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import benchmarks, presets, run_folder, runner, session
+from experiments import benchmarks, placement, presets, run_folder, runner, session
 from experiments.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def make_config(method, **options):
 
 def make_inputs(config, num_devices=2):
     data = benchmarks.load(config.benchmark, config.seeds)
-    return runner.place(data, config.seeds, runner.seed_mesh(num_devices))
+    return runner.place(data, config.seeds, placement.make_mesh(num_devices))
 
 
 @pytest.fixture(scope="module", params=CONFIGS)

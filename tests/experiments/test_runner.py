@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lamaml_jax as lm
-from experiments import benchmarks, feeding, measures, presets, runner, train
+from experiments import benchmarks, feeding, measures, placement, presets, runner, train
 from experiments.config import RunConfig, check_config, check_memory, num_meta_updates
 from experiments.data.streams import apply_pixel_map
 from experiments.errors import UserError
@@ -29,9 +29,10 @@ def tiny(method="lamaml", seeds=SEEDS, **overrides):
     return RunConfig(benchmark, method, tuple(seeds), hyper)
 
 
-def run(config, num_devices=1):
+def run(config, num_devices=1, platform="cpu"):
     data = benchmarks.load(config.benchmark, config.seeds)
-    inputs = runner.place(data, config.seeds, runner.seed_mesh(num_devices))
+    inputs = runner.place(data, config.seeds, placement.make_mesh(num_devices))
+    inputs = inputs._replace(platform=platform)
     (program,) = runner.compile_programs([config], inputs)
     return list(runner.train(config, program, inputs))
 
@@ -62,7 +63,7 @@ def test_learning_is_visible_in_the_accuracies(results):
 def test_accuracy_equals_a_plain_evaluation(results):
     config = tiny()
     data = benchmarks.load(config.benchmark, config.seeds)
-    fns = train.make_train(config, feeding.DataForm((64,), 10, 16))
+    fns = train.make_train(config, feeding.DataForm((64,), 10, 16), "cpu")
     weights = fns.init_weights(jnp.int32(1))
     images = apply_pixel_map(data.test_images, data.pixel_maps[1, 2]) / 16.0
     logits = Network((32,), 10).apply(weights, jnp.asarray(images, jnp.float32))
@@ -73,7 +74,7 @@ def test_accuracy_equals_a_plain_evaluation(results):
 def test_training_equals_a_plain_loop_over_batches(results):
     config = tiny()
     data = benchmarks.load(config.benchmark, config.seeds)
-    fns = train.make_train(config, feeding.DataForm((64,), 10, 16))
+    fns = train.make_train(config, feeding.DataForm((64,), 10, 16), "cpu")
     shared = feeding.Shared(
         *(jnp.asarray(getattr(data, name)) for name in feeding.Shared._fields)
     )
@@ -99,9 +100,8 @@ def test_a_seed_does_not_depend_on_its_neighbours(results):
     np.testing.assert_array_equal(accuracies(alone)[0], accuracies(results)[1])
 
 
-def test_batched_seeds_agree_with_seeds_in_turn(results, monkeypatch):
-    monkeypatch.setattr(runner.jax, "default_backend", lambda: "gpu")
-    batched = accuracies(run(tiny()))
+def test_batched_seeds_agree_with_seeds_in_turn(results):
+    batched = accuracies(run(tiny(), platform="gpu"))
     # Batched products round differently, and training amplifies that; a fault in the
     # mapping would give another seed's numbers, which differ by several points.
     np.testing.assert_allclose(batched, accuracies(results), atol=0.03)
@@ -115,7 +115,7 @@ def test_partial_batches_are_learnt(results):
 def test_a_diverged_seed_is_marked_and_leaves_the_others_alone(results):
     config = tiny(method="online", learning_rate=0.1)
     data = benchmarks.load(config.benchmark, config.seeds)
-    inputs = runner.place(data, config.seeds, runner.seed_mesh(1))
+    inputs = runner.place(data, config.seeds, placement.make_mesh(1))
     (program,) = runner.compile_programs([config], inputs)
     clean = list(runner.train(config, program, inputs))
 
@@ -230,7 +230,7 @@ def test_more_rows_than_there_are_is_an_error():
 @pytest.mark.parametrize("num_devices", [0, -1, 1000])
 def test_wrong_number_of_devices_is_an_error(num_devices):
     with pytest.raises(UserError, match="--devices"):
-        runner.seed_mesh(num_devices)
+        placement.make_mesh(num_devices)
 
 
 @pytest.mark.parametrize(

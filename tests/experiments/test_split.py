@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lamaml_jax as lm
-from experiments import benchmarks, feeding, presets, runner, train
+from experiments import benchmarks, feeding, placement, presets, runner, train
 from experiments.config import RunConfig
 from experiments.data import streams
 from experiments.data.sources import Source
@@ -137,7 +137,7 @@ def tiny(method="lamaml", setting="aware", passes="single", **overrides):
 
 def accuracies(config):
     data = benchmarks.draw(config.benchmark, source(), config.seeds)
-    inputs = runner.place(data, config.seeds, runner.seed_mesh(1))
+    inputs = runner.place(data, config.seeds, placement.make_mesh(1))
     (program,) = runner.compile_programs([config], inputs)
     return np.stack([r.accuracy for r in runner.train(config, program, inputs)], axis=1)
 
@@ -160,7 +160,7 @@ def test_agnostic_accuracy_is_over_all_classes():
 
 def test_multiple_passes_offer_rows_once_and_change_the_result():
     config = tiny("er", passes="multi", epochs=3)
-    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255))
+    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255), "cpu")
     data = benchmarks.draw(config.benchmark, source(), (0,))
     shared = feeding.Shared(
         *(jnp.asarray(getattr(data, n)) for n in feeding.Shared._fields)
@@ -191,7 +191,7 @@ def test_evaluation_is_that_of_a_plain_loop():
     config = tiny("online")
     benchmark = config.benchmark
     data = benchmarks.draw(benchmark, source(), (0, 1))
-    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255))
+    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255), "cpu")
     weights = fns.init_weights(jnp.int32(1))
     images = (data.test_images / 255.0 - np.asarray(benchmark.mean)) / benchmark.std
     model = Network((16,), 6, (8,))
@@ -216,7 +216,7 @@ def test_head_mask_marks_the_last_dense_layer():
 
 def test_oml_adapts_the_last_layer_only():
     config = tiny("oml")
-    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255))
+    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255), "cpu")
     weights = fns.init_weights(jnp.int32(0))
     support = {
         "image": jnp.ones((2, 4, 8, 8, 3)),
