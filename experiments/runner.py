@@ -104,6 +104,62 @@ def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> I
     )
 
 
+class _Functions(NamedTuple):
+    """A method's functions over all seeds, to be compiled."""
+
+    jitted: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
+    """Each with the arguments it is compiled for."""
+    subject: Callable[[Any], Any]
+
+
+def functions(config: RunConfig, inputs: Inputs) -> _Functions:
+    """Builds a method's jitted functions, traced by nothing yet but for their shapes.
+
+    Args:
+        config: what to run.
+        inputs: from ``place``; another ``platform`` than the mesh's gives what is
+            lowered for that one.
+
+    Returns:
+        ``init``, ``train``, ``evaluate`` and what else ``config`` asks for.
+
+    Raises:
+        UserError: hyper-parameters that do not fit together.
+        TypeError, ValueError: the same, found by the library.
+    """
+    mesh, platform, form, shared, streams, seeds = inputs
+    sharding = placement.by_seed(mesh)
+    fns = make_train(config, form, platform, mesh.shape[placement.ROW])
+
+    def over_seeds(fn, in_axes, **options):
+        mapped = placement.over_seeds(fn, mesh, in_axes, platform)
+        return jax.jit(mapped, out_shardings=sharding, **options)
+
+    init = over_seeds(fns.init, "s")
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(init, seeds),
+    )
+    wanted = np.ones(config.benchmark.num_tasks, bool)
+    training = shared, streams, seeds, state, np.int32(0)
+    found = {
+        "train": (over_seeds(fns.train_task, "-sss-", donate_argnums=3), training),
+        "init": (init, (seeds,)),
+        "evaluate": (
+            over_seeds(fns.evaluate, "-ss-"),
+            (shared, streams, fns.subject(state), wanted),
+        ),
+    }
+    if config.probes and step_sizes_of(state) is not None:
+        part = over_seeds(fns.train_part, "-sss--", donate_argnums=3)
+        found["part"] = part, (*training, np.int32(0))
+        found["ahead"] = over_seeds(fns.look_ahead, "-sss--"), found["part"][1]
+    if config.alignment:
+        align = over_seeds(fns.alignment, "-ss")
+        found["alignment"] = align, (shared, streams, state.weights)
+    return _Functions(found, fns.subject)
+
+
 def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[Program]:
     """Compiles the program of each method when it is asked for, ahead of its run.
 
@@ -121,69 +177,38 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[P
     Raises:
         UserError: hyper-parameters that do not fit together.
     """
-    mesh, platform, form, shared, streams, seeds = inputs
     for config in configs:
-        check_memory(config, form.image_shape)
-    methods = [
-        make_train(config, form, platform, mesh.shape[placement.ROW])
-        for config in configs
-    ]
+        check_memory(config, inputs.form.image_shape)
     start = time.perf_counter()
-    wanted = np.ones(configs[0].benchmark.num_tasks, bool)
-    task = np.int32(0)
-
-    def over_seeds(fn, in_axes, **options):
-        mapped = placement.over_seeds(fn, mesh, in_axes, platform)
-        return jax.jit(mapped, out_shardings=placement.by_seed(mesh), **options)
-
-    def trace(config, fns):
-        init = over_seeds(fns.init, "s")
-        train = over_seeds(fns.train_task, "-sss-", donate_argnums=3)
-        evaluate = over_seeds(fns.evaluate, "-ss-")
-        state = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=placement.by_seed(mesh)
-            ),
-            jax.eval_shape(init, seeds),
-        )
-        subject = fns.subject(state)
-        form = str(jax.tree.structure(subject)) + str(jax.tree.leaves(subject))
-        if form not in evaluations:
-            evaluations[form] = evaluate.trace(shared, streams, subject, wanted)
-        own = {
-            "train": train.trace(shared, streams, seeds, state, task),
-            "init": init.trace(seeds),
-        }
-        if config.probes and step_sizes_of(state) is not None:
-            part = over_seeds(fns.train_part, "-sss--", donate_argnums=3)
-            ahead = over_seeds(fns.look_ahead, "-sss--")
-            where = shared, streams, seeds, state, task, np.int32(0)
-            own["part"] = part.trace(*where)
-            own["ahead"] = ahead.trace(*where)
-        if config.alignment:
-            align = over_seeds(fns.alignment, "-ss")
-            own["alignment"] = align.trace(shared, streams, state.weights)
-        return own, form
-
     evaluations: dict[str, Any] = {}
-    traced = []
-    for config, fns in zip(configs, methods, strict=True):
+
+    def trace(config):
+        own, subject_fn = functions(config, inputs)
+        evaluate, arguments = own.pop("evaluate")
+        form = f"{jax.tree.structure(arguments[2])} {jax.tree.leaves(arguments[2])}"
+        if form not in evaluations:
+            evaluations[form] = evaluate.trace(*arguments)
+        traced = {name: fn.trace(*arguments) for name, (fn, arguments) in own.items()}
+        return traced, form, subject_fn
+
+    all_traced = []
+    for config in configs:
         try:
-            traced.append(trace(config, fns))
+            all_traced.append(trace(config))
         except (TypeError, ValueError) as error:
             raise UserError(f"method {config.method!r}: {error}") from error
     compiled: dict[str, Any] = {}
-    for fns, (own, form) in zip(methods, traced, strict=True):
+    for own, form, subject_fn in all_traced:
         todo = own if form in compiled else own | {"evaluate": evaluations[form]}
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             made = pool.map(lambda each: each.lower().compile(), todo.values())
             done = dict(zip(todo, made, strict=True))
         evaluate = compiled.setdefault(form, done.get("evaluate"))
         yield Program(
-            functools.partial(done["init"], seeds),
+            functools.partial(done["init"], inputs.seeds),
             done["train"],
             evaluate,
-            fns.subject,
+            subject_fn,
             done.get("part"),
             done.get("ahead"),
             done.get("alignment"),
