@@ -459,11 +459,20 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder of tables and figures.")] = Path(
         "report"
     ),
+    benches: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--bench",
+            help="Record of `bench --json`: its tables join the page, its scaling is "
+            "drawn; repeat it for several.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Make tables and figures from any set of run folders; never trains."""
     from experiments import report as reporting
 
-    reporting.make_report(runs, out, console=console)
+    reporting.make_report(runs, out, benches=benches or [], console=console)
 
 
 @app.command(name="list")
@@ -573,6 +582,7 @@ def bench(
     """Measure speed and memory, as medians of works that take turns."""
     from experiments import bench as benching
     from experiments import benchmarks, session
+    from experiments.bench.settings import Settings
     from experiments.data import sources
 
     names = names or ["update"]
@@ -587,11 +597,11 @@ def bench(
     chosen = benchmarks.get_benchmark(benchmark)
     sources.check_source(chosen.source, data_dir)
     start_jax(devices, cache=False)
-    settings = benching.Settings(chosen, data_dir, rounds, quick)
+    settings = Settings(chosen, data_dir, rounds, quick)
     results = {}
     for name in dict.fromkeys(names):
         with console.status(f"measuring {name}"):
-            results[name] = list(benching.BENCHES[name](settings))
+            results[name] = list(benching.measure(name, settings))
         benching.show(results[name], console)
         if json_file is not None:
             benching.write(json_file, results, session.environment())

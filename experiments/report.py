@@ -1,5 +1,6 @@
 """Tables and figures from run folders; reads only what is stored, never trains."""
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.markup import escape
 
-from experiments import comparison, figures, pages, run_folder, tables
+from experiments import bench, comparison, figures, pages, run_folder, tables
 from experiments.rows import make_rows
 from experiments.run_folder import RunFolderError
 
@@ -27,13 +28,18 @@ class ReportFiles(NamedTuple):
 
 
 def make_report(
-    paths: Iterable[Path], out_dir: Path, *, console: Console | None = None
+    paths: Iterable[Path],
+    out_dir: Path,
+    *,
+    benches: Iterable[Path] = (),
+    console: Console | None = None,
 ) -> ReportFiles:
     """Writes tables and figures of any set of runs, and prints the tables.
 
     Args:
         paths: run folders, or parents of them.
         out_dir: made if need be; files of an earlier report are replaced.
+        benches: records of ``bench --json``; they join the page, and scaling is drawn.
         console: where the tables are printed; standard output if None.
 
     Returns:
@@ -44,8 +50,10 @@ def make_report(
     Raises:
         RunFolderError: a path without runs, no run with a result, or an ``out_dir``
             that cannot be written to.
+        UserError: a damaged record.
     """
     console = Console() if console is None else console
+    measured = [bench.read(path)[0] for path in benches]
     runs, skipped = [], []
     for folder in run_folder.find(paths):
         try:
@@ -75,6 +83,13 @@ def make_report(
         (comparison.heading(each), comparison.table(each)) for each in compared
     ]
     all_tables.append(("All figures", tables.lines(rows)))
+    for number, results in enumerate(measured):
+        for name, group in results.items():
+            all_tables += [(result.title, bench.lines(result)) for result in group]
+            if name == "scaling":
+                path = out_dir / ("scaling" + f"-{number + 1}" * (len(measured) > 1))
+                draw = functools.partial(figures.scaling, group[0].title, group[0].rows)
+                written += figures.save(draw, path)
     notes = [comparison.NOTE, tables.NOTE]
     notes += [f"Not in the tables: {reason}." for reason in skipped]
     pictures = [path for path in written if path.suffix == ".png"]

@@ -13,7 +13,8 @@ import optax
 
 import lamaml_jax as lm
 from experiments.bench import timing
-from experiments.bench.results import Result, Settings
+from experiments.bench.results import Result
+from experiments.bench.settings import Settings
 from experiments.models import Network
 
 _INPUTS, _CLASSES, _QUERY = 784, 10, 20

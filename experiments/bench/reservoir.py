@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 import lamaml_jax as lm
 from experiments.bench import timing
-from experiments.bench.results import Result, Settings
+from experiments.bench.results import Result
+from experiments.bench.settings import Settings
 
 _ROW = jax.ShapeDtypeStruct((784,), jnp.float32)
 _BATCH, _REPLAY = 10, 10

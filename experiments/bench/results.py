@@ -1,4 +1,4 @@
-"""What a benchmark is told, what it returns, and how that is shown and kept."""
+"""What was measured, and how that is shown and kept."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmarks import Benchmark
 from experiments.errors import UserError
 
 _FORMAT_VERSION = 1
-
-
-class Settings(NamedTuple):
-    """What is measured, and how long."""
-
-    benchmark: Benchmark
-    data_dir: Path | None
-    rounds: int
-    """Alternations; medians over them are reported."""
-    quick: bool
-    """Smallest sizes, to see that everything works; its times mean little."""
 
 
 class Result(NamedTuple):
@@ -45,20 +33,25 @@ def _heading(name: str) -> str:
     return name.replace("_", " ")
 
 
+def lines(result: Result) -> list[list[str]]:
+    """The table as text, heading first; one row alone is turned on its side."""
+    if len(result.rows) == 1:
+        pairs = result.rows[0].items()
+        body = [[_heading(name), _cell(value)] for name, value in pairs]
+        return [["quantity", "value"], *body]
+    head = [_heading(name) for name in result.rows[0]]
+    return [head, *([_cell(value) for value in row.values()] for row in result.rows)]
+
+
 def show(results: Sequence[Result], console: Console) -> None:
-    """Prints every result as a table; one row alone is turned on its side."""
+    """Prints every result as a table."""
     for result in results:
         table = Table(title=result.title, caption=result.note or None)
-        if len(result.rows) == 1:
-            table.add_column("quantity")
-            table.add_column("value", justify="right")
-            for name, value in result.rows[0].items():
-                table.add_row(_heading(name), _cell(value))
-        else:
-            for name in result.rows[0]:
-                table.add_column(_heading(name), justify="right", overflow="fold")
-            for row in result.rows:
-                table.add_row(*map(_cell, row.values()))
+        head, *body = lines(result)
+        for name in head:
+            table.add_column(name, justify="right", overflow="fold")
+        for row in body:
+            table.add_row(*row)
         console.print(table)
 
 

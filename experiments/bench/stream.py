@@ -11,7 +11,8 @@ import numpy as np
 
 from experiments.bench import timing
 from experiments.bench.job import Job
-from experiments.bench.results import Result, Settings
+from experiments.bench.results import Result
+from experiments.bench.settings import Settings
 from experiments.errors import UserError
 
 _TASKS = 200

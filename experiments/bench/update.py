@@ -12,7 +12,8 @@ import jax
 from experiments import benchmarks
 from experiments.bench import timing
 from experiments.bench.job import Job, shortened
-from experiments.bench.results import Result, Settings
+from experiments.bench.results import Result
+from experiments.bench.settings import Settings
 from experiments.hyperparameters import Hyperparameters
 
 _TASKS = 2

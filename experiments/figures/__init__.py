@@ -8,6 +8,7 @@ from typing import Any
 from experiments import run_folder
 from experiments.figures.accuracy import bars, curves, evaluated, matrices
 from experiments.figures.common import DPI, RC, WIDTH_IN, Entry
+from experiments.figures.scaling import scaling
 from experiments.figures.training import alignment, probes, step_sizes
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "evaluated",
     "matrices",
     "probes",
+    "save",
+    "scaling",
     "step_sizes",
     "write",
 ]
@@ -56,13 +59,26 @@ def write(out_dir: Path, title: str, entries: Sequence[Entry]) -> list[Path]:
     with rc_context(RC):
         for kind, draw in KINDS.items():
             figure = draw(title, entries)
-            if figure is None:
-                continue
-            for suffix in ("png", "svg"):
-                path = out_dir / f"{title}_{kind}.{suffix}"
-                buffer = io.BytesIO()
-                metadata = {"Date": None} if suffix == "svg" else None
-                figure.savefig(buffer, format=suffix, metadata=metadata)
-                run_folder.write_file(path, buffer.getvalue())
-                files.append(path)
+            if figure is not None:
+                files += _save(figure, out_dir / f"{title}_{kind}")
+    return files
+
+
+def save(draw: Callable[[], Any], path: Path) -> list[Path]:
+    """Draws one figure and writes it as PNG and SVG beside ``path``."""
+    from matplotlib import rc_context
+
+    with rc_context(RC):
+        return _save(draw(), path)
+
+
+def _save(figure: Any, path: Path) -> list[Path]:
+    files = []
+    for suffix in ("png", "svg"):
+        file = path.with_name(f"{path.name}.{suffix}")
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if suffix == "svg" else None
+        figure.savefig(buffer, format=suffix, metadata=metadata)
+        run_folder.write_file(file, buffer.getvalue())
+        files.append(file)
     return files

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import figures, published, report, rows, run_folder, styles
+from experiments import bench, figures, published, report, rows, run_folder, styles
 
 NAN = float("nan")
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"}
@@ -598,3 +598,28 @@ def test_importing_the_report_imports_neither_jax_nor_matplotlib():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_the_report_shows_records_and_draws_the_scaling(tmp_path):
+    rows = [
+        {"devices": d, "seeds": s, "meta_updates_per_s": 100.0 * d + s}
+        for d, s in [(1, 1), (1, 5), (2, 5)]
+    ]
+    tall = bench.Result("One alone", [{"cpu_ms": 1.25, "compile_s": 12345.6}])
+    file = tmp_path / "bench.json"
+    results = {"scaling": [bench.Result("Seeds", rows)], "update": [tall]}
+    bench.write(file, results, {})
+    assert bench.lines(tall) == [
+        ["quantity", "value"],
+        ["cpu ms", "1.25"],
+        ["compile s", "12346"],
+    ]
+    write_run(tmp_path / "run/er")
+    console = Console(file=io.StringIO())
+    report.make_report(
+        [tmp_path / "run"], tmp_path / "out", benches=[file], console=console
+    )
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Seeds" in page and "205" in page and "12346" in page
+    assert page.count("<img") == 4  # bars, curves, tasks and scaling
+    assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")

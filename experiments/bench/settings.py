@@ -1,0 +1,17 @@
+"""What a measurement is told."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.benchmarks import Benchmark
+
+
+class Settings(NamedTuple):
+    """What is measured, and how long."""
+
+    benchmark: Benchmark
+    data_dir: Path | None
+    rounds: int
+    """Alternations; medians over them are reported."""
+    quick: bool
+    """Smallest sizes, to see that everything works; its times mean little."""
