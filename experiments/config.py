@@ -100,6 +100,11 @@ def check_config(config: RunConfig) -> None:
         bound = getattr(hyper, name)
         if bound is not None and not 0 < bound:
             raise UserError(f"{name}: expected a number > 0, received {bound}")
+    if config.precision not in PRECISIONS:
+        raise UserError(
+            f"precision: expected one of {', '.join(PRECISIONS)}, received "
+            f"{config.precision!r}"
+        )
     if hyper.initializer not in INITIALIZERS:
         raise UserError(
             f"initializer: expected one of {', '.join(INITIALIZERS)}, received "
