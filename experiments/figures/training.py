@@ -36,8 +36,9 @@ def probes(title: str, entries: Sequence[Entry]) -> Any | None:
     rows = -(-len(entries) // columns)
     page = figure(0.7 + 2.0 * rows)
     panels = page.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes in panels.flat[len(entries) :]:
-        axes.remove()
+    if len(entries) % columns:
+        panels[-1, 1].remove()
+        panels[-2, 1].tick_params(labelbottom=True)
     for axes, entry in zip(panels.flat, entries, strict=False):
         updates, tasks = (entry.measures[f"probe_{n}"] for n in ("updates", "tasks"))
         for end in updates[:-1][np.diff(tasks) > 0]:
