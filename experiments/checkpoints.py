@@ -46,14 +46,17 @@ class Checkpoints:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         logging.set_verbosity(logging.ERROR)
-        first = ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
-        )
+        several = {}
+        if jax.process_count() > 1:  # the first one writes alone
+            self._folder.mkdir(parents=True, exist_ok=True)
+            several = {
+                "create": False,
+                "multiprocessing_options": ocp.options.MultiprocessingOptions(
+                    primary_host=0, active_processes={0}, barrier_sync_key_prefix="0"
+                ),
+            }
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=_KEPT,
-            cleanup_tmp_directories=jax.process_count() == 1,
-            create=jax.process_count() == 1,
-            multiprocessing_options=first,
+            max_to_keep=_KEPT, cleanup_tmp_directories=not several, **several
         )
         return ocp.CheckpointManager(self._folder, options=options)
 

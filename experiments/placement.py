@@ -175,6 +175,13 @@ def own_seeds(seeds: Sequence[int], mesh: Mesh) -> list[int]:
     return [seed for seed in seeds if seed in own]
 
 
+def num_own(seeds: jax.Array) -> int:
+    """Counts the entries of [S] that are on devices of this process, padding too."""
+    length = len(seeds)
+    places = (shard.index[0].indices(length) for shard in seeds.addressable_shards)
+    return len({place for where in places for place in range(*where)})
+
+
 def place_own(
     arrays: Sequence[np.ndarray], seeds: Sequence[int], mesh: Mesh
 ) -> list[jax.Array]:

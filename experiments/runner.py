@@ -66,6 +66,8 @@ class Program(NamedTuple):
     """A method's compiled functions, over all seeds."""
 
     init: Callable[..., Any]
+    state: Any
+    """Shapes and dtypes of what ``init`` returns."""
     train_task: Callable[..., Any]
     evaluate: Callable[..., Any]
     subject: Callable[[Any], Any]
@@ -109,6 +111,7 @@ class _Functions(NamedTuple):
 
     jitted: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
     """Each with the arguments it is compiled for."""
+    state: Any
     subject: Callable[[Any], Any]
 
 
@@ -157,7 +160,7 @@ def functions(config: RunConfig, inputs: Inputs) -> _Functions:
     if config.alignment:
         align = over_seeds(fns.alignment, "-ss")
         found["alignment"] = align, (shared, streams, state.weights)
-    return _Functions(found, fns.subject)
+    return _Functions(found, state, fns.subject)
 
 
 def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[Program]:
@@ -183,13 +186,13 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[P
     evaluations: dict[str, Any] = {}
 
     def trace(config):
-        own, subject_fn = functions(config, inputs)
+        own, state, subject_fn = functions(config, inputs)
         evaluate, arguments = own.pop("evaluate")
         form = f"{jax.tree.structure(arguments[2])} {jax.tree.leaves(arguments[2])}"
         if form not in evaluations:
             evaluations[form] = evaluate.trace(*arguments)
         traced = {name: fn.trace(*arguments) for name, (fn, arguments) in own.items()}
-        return traced, form, subject_fn
+        return traced, form, state, subject_fn
 
     all_traced = []
     for config in configs:
@@ -198,7 +201,7 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[P
         except (TypeError, ValueError) as error:
             raise UserError(f"method {config.method!r}: {error}") from error
     compiled: dict[str, Any] = {}
-    for own, form, subject_fn in all_traced:
+    for own, form, state, subject_fn in all_traced:
         todo = own if form in compiled else own | {"evaluate": evaluations[form]}
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             made = pool.map(lambda each: each.lower().compile(), todo.values())
@@ -206,6 +209,7 @@ def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[P
         evaluate = compiled.setdefault(form, done.get("evaluate"))
         yield Program(
             functools.partial(done["init"], inputs.seeds),
+            state,
             done["train"],
             evaluate,
             subject_fn,
@@ -285,7 +289,7 @@ def step_size_quantiles(state: Any) -> np.ndarray | None:
 
 def leaf_names(program: Program) -> list[str]:
     """Names the leaves of a method's weights, such as ``Dense_0/kernel``."""
-    weights = program.init().weights["params"]
+    weights = program.state.weights["params"]
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
     return [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
 

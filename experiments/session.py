@@ -29,7 +29,7 @@ import lamaml_jax as lm
 from experiments import placement, run_folder, runner
 from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.config import RunConfig, num_meta_updates
-from experiments.history import join, num_tasks, of_result, to_arrays
+from experiments.history import History, join, num_tasks, of_result, to_arrays
 
 FORMAT_VERSION = 1
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
@@ -151,21 +151,73 @@ def _state_like(config: RunConfig, program: runner.Program) -> Any:
     """Returns zeros like a learner's state, without the padding of seeds."""
     num_seeds = len(config.seeds)
     return jax.tree.map(
-        lambda x: np.zeros((num_seeds, *x.shape[1:]), x.dtype),
-        jax.eval_shape(program.init),
+        lambda x: np.zeros((num_seeds, *x.shape[1:]), x.dtype), program.state
     )
 
 
-def _last_checkpoint(
-    checkpoints: Checkpoints, like: Any, folder: Path, console: Console
+def _open(
+    config: RunConfig,
+    program: runner.Program,
+    checkpoints: Checkpoints,
+    folder: Path,
+    console: Console,
 ) -> Checkpoint | None:
-    """Finds where an interrupted run can go on, and tells."""
+    """Starts a run folder, or finds where an interrupted run can go on, and tells."""
+    record = config_record(config)
+    progress = run_folder.progress(folder, record)
+    if progress == run_folder.Progress.COMPLETE:
+        raise run_folder.RunFolderError(f"{folder}: complete; give another --out")
+    if progress == run_folder.Progress.NEW:
+        run_folder.create(folder, record, environment())
+        return None
     found = checkpoints.latest(
-        like, lambda text: console.print(f"{folder}: {text}", soft_wrap=True)
+        _state_like(config, program),
+        lambda text: console.print(f"{folder}: {text}", soft_wrap=True),
     )
-    done = "the beginning" if found is None else f"task {num_tasks(found.history)}"
-    console.print(f"{folder}: was interrupted, goes on from {done}", soft_wrap=True)
+    done = 0 if found is None else num_tasks(found.history)
+    place = f"task {done}" if done else "the beginning"
+    console.print(f"{folder}: was interrupted, goes on from {place}", soft_wrap=True)
+    run_folder.reopen(folder, environment(), done)
     return found
+
+
+def _start(
+    config: RunConfig, program: runner.Program, found: Checkpoint | None
+) -> tuple[Any, ...]:
+    """Tells every process where the first one found that the run goes on."""
+    first = -1 if found is None else num_tasks(found.history)
+    first = int(placement.from_first_process(np.int32(first)))
+    if first < 0:
+        return ()
+    state = _state_like(config, program) if found is None else found.state
+    return placement.from_first_process(state), first
+
+
+def _finish(
+    config: RunConfig,
+    program: runner.Program,
+    inputs: runner.Inputs,
+    folder: Path,
+    whole: History,
+) -> list[int]:
+    """Writes what a whole run measured, and returns the seeds that diverged."""
+    finite = whole["finite"][-1]
+    diverged = [s for s, ok in zip(config.seeds, finite, strict=True) if not ok]
+    arrays = to_arrays(whole) | {"seeds": np.asarray(config.seeds, np.int32)}
+    cpu_s = float(whole["train_cpu_s"].sum())  # of this process
+    timing = {
+        "compile_s": program.compile_s,
+        "train_s": float(whole["train_s"].sum()),
+        "train_cpu_s_per_seed": cpu_s / placement.num_own(inputs.seeds),
+        "evaluate_s": float(whole["evaluate_s"].sum()),
+    }
+    summary = _summary(
+        arrays["accuracy"], arrays["initial_accuracy"], diverged, config, timing
+    )
+    if "step_size_quantiles" in arrays:
+        summary["step_size_leaves"] = runner.leaf_names(program)
+    run_folder.finish(folder, arrays, summary)
+    return diverged
 
 
 def run_method(
@@ -178,6 +230,8 @@ def run_method(
 ) -> list[int]:
     """Trains one method on all seeds and writes its run folder.
 
+    In a run of several processes all call it, and the first one writes.
+
     Args:
         config: what to run.
         program: from ``runner.compile_programs``.
@@ -188,35 +242,19 @@ def run_method(
         checkpoint_s: seconds between two checkpoints at least.
 
     Returns:
-        The seeds that diverged, in the first process; it alone writes.
+        The seeds that diverged; in the first process only.
 
     Raises:
         RunFolderError: the folder cannot be written, or holds a complete run.
     """
-    record = config_record(config)
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, checkpoint_s)
     writes = placement.is_first_process()
     found = None
     if writes:
-        progress = run_folder.progress(folder, record)
-        if progress == run_folder.Progress.COMPLETE:
-            raise run_folder.RunFolderError(f"{folder}: complete; give another --out")
-        if progress == run_folder.Progress.NEW:
-            run_folder.create(folder, record, environment())
-        else:
-            like = _state_like(config, program)
-            found = _last_checkpoint(checkpoints, like, folder, console)
-            done = 0 if found is None else num_tasks(found.history)
-            run_folder.reopen(folder, environment(), done)
-    histories, train_s, start = [], 0.0, ()
-    if found is not None:
-        histories = [found.history]
-        train_s = float(found.history["train_s"].sum())
-    first = -1 if found is None else num_tasks(found.history)
-    first = int(placement.from_first_process(np.int32(first)))
-    if first >= 0:
-        state = _state_like(config, program) if found is None else found.state
-        start = placement.from_first_process(state), first
+        found = _open(config, program, checkpoints, folder, console)
+    histories = [] if found is None else [found.history]
+    train_s = sum(float(history["train_s"].sum()) for history in histories)
+    start = _start(config, program, found)
     with contextlib.closing(checkpoints), _progress(config, console) as show:
         for result in runner.train(config, program, inputs, *start):
             histories.append(of_result(result))
@@ -224,10 +262,10 @@ def run_method(
             if result.task < 0:
                 continue
             retained = runner.running_retained_accuracy(result.accuracy, result.task)
-            if writes:
-                for record in _evaluation_records(
-                    config, result.task, result.accuracy, retained
-                ):
+            for record in _evaluation_records(
+                config, result.task, result.accuracy, retained
+            ):
+                if writes:
                     run_folder.append_evaluation(folder, record)
             show(result.task + 1, _note(config, result.task, retained, train_s))
             is_due = bool(placement.from_first_process(np.bool_(checkpoints.is_due())))
@@ -237,23 +275,7 @@ def run_method(
                     checkpoints.save(Checkpoint(state, join(histories)))
     if not writes:
         return []
-    whole = join(histories)
-    finite = whole["finite"][-1]
-    diverged = [s for s, ok in zip(config.seeds, finite, strict=True) if not ok]
-    arrays = to_arrays(whole) | {"seeds": np.asarray(config.seeds, np.int32)}
-    timing = {
-        "compile_s": program.compile_s,
-        "train_s": float(whole["train_s"].sum()),
-        "train_cpu_s_per_seed": float(whole["train_cpu_s"].sum()) / len(inputs.seeds),
-        "evaluate_s": float(whole["evaluate_s"].sum()),
-    }
-    summary = _summary(
-        arrays["accuracy"], arrays["initial_accuracy"], diverged, config, timing
-    )
-    if "step_size_quantiles" in arrays:
-        summary["step_size_leaves"] = runner.leaf_names(program)
-    run_folder.finish(folder, arrays, summary)
-    return diverged
+    return _finish(config, program, inputs, folder, join(histories))
 
 
 def run_methods(

@@ -143,6 +143,7 @@ def test_seeds_of_a_process_are_those_of_its_devices():
     (placed,) = placement.place_own([np.array([50, 30, 90])], [5, 3, 9], mesh)
     np.testing.assert_array_equal(placed, [50, 30, 90, 90])
     assert placed.sharding == placement.by_seed(mesh)
+    assert placement.num_own(placed) == 4
     np.testing.assert_array_equal(
         placement.place_all(np.array([[1], [2], [3]]), mesh), [[1], [2], [3], [3]]
     )
