@@ -75,11 +75,11 @@ def flops_per_meta_update(
 def bytes_per_meta_update(num_weights: int, inner_steps: int) -> float:
     """Counts what one first-order meta-update must read and write of the weights.
 
-    If nothing but the arrays of one pass stayed in a cache, each inner step reads the
-    fast weights for the support's and the query's gradient, reads and writes them and
-    reads the step sizes in the update, reads and writes the sum of the inner gradients,
-    writes the query's gradient and reads it for two sums, which are read and written:
-    fourteen passes. Around the steps there are eight, of norms and of the update.
+    If nothing stayed in a cache from one pass to the next, each inner step would read
+    fast weights and step sizes and write the fast weights, read them for the query,
+    write its gradient and read it for the sums, and read and write the sum of the inner
+    gradients: eight passes. The sums of the query's gradients are taken over several
+    steps at once. Around the steps there are eight more, of norms and of the update.
 
     Args:
         num_weights: of the network.
@@ -88,7 +88,7 @@ def bytes_per_meta_update(num_weights: int, inner_steps: int) -> float:
     Returns:
         Bytes.
     """
-    return _FLOAT * num_weights * (14.0 * inner_steps + 8)
+    return _FLOAT * num_weights * (8.0 * inner_steps + 8)
 
 
 def _roofline(job: Job, settings: Settings, tasks: int) -> dict[str, Any]:
