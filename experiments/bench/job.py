@@ -50,31 +50,28 @@ class Job:
         mesh = make_mesh(devices)
         self.inputs = runner.place(data, self.config.seeds, mesh)
         (self.program,) = runner.compile_programs([self.config], self.inputs)
+        self._data = self.inputs.shared, self.inputs.streams, self.inputs.seeds
         self._state = self.program.init()
 
     def train(self, first: int, tasks: int) -> Any:
         """Trains on ``tasks`` tasks from ``first`` on; returns the state."""
-        _, _, shared, streams, seeds = self.inputs
         for task in range(first, first + tasks):
             self._state, _ = self.program.train_task(
-                shared, streams, seeds, self._state, np.int32(task)
+                *self._data, self._state, np.int32(task)
             )
         return self._state
 
     def train_last_part(self) -> Any:
         """Trains on the last ``updates_per_part`` of the stream; returns the state."""
         benchmark, hyper = self.config.benchmark, self.config.hyper
-        _, _, shared, streams, seeds = self.inputs
         first = benchmark.rows_per_task // hyper.batch_size
         first -= batches_per_part(self.config)
         seen = benchmark.num_tasks * benchmark.rows_per_task
         self._state = optax.tree.set(
-            self._state, num_seen=jnp.full(len(seeds), seen, jnp.int32)
+            self._state, num_seen=jnp.full(len(self.inputs.seeds), seen, jnp.int32)
         )
         self._state, _ = self.program.train_part(
-            shared,
-            streams,
-            seeds,
+            *self._data,
             self._state,
             np.int32(benchmark.num_tasks - 1),
             np.int32(first),

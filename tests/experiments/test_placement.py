@@ -117,7 +117,7 @@ def test_killed_processes_go_on_together(tmp_path):
     assert_same(parts, whole, SAME)
 
 
-def test_rows_are_shared_in_the_compiled_program():
+def test_rows_are_shared_in_the_compiled_program(quick_compile):
     config = make_config()
     data = benchmarks.load(config.benchmark, config.seeds)
     texts = []
