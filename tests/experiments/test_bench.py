@@ -34,6 +34,7 @@ def test_a_quick_run_finishes_and_has_its_columns(name, tmp_path, monkeypatch, c
     file = tmp_path / "bench.json"
     arguments = ["bench", name, "--quick", "--rounds", "1", "-b", "digits-rotations"]
     monkeypatch.setattr("sys.argv", ["experiments", *arguments, "--json", str(file)])
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of new processes
     with pytest.raises(SystemExit) as stop:
         command_line.main()
     assert not stop.value.code
