@@ -69,7 +69,7 @@ class Passes(StrEnum):
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the prepared data sets [default: $TFDS_DATA_DIR or "
+        help="Folder of the prepared data sets \\[default: $TFDS_DATA_DIR or "
         "~/tensorflow_datasets]",
         show_default=False,
     ),
@@ -148,7 +148,7 @@ def run(
             "--method",
             "-m",
             help="Name from `list`; repeat it for several "
-            f"[default: {', '.join(DEFAULT_METHODS)}]",
+            f"\\[default: {', '.join(DEFAULT_METHODS)}]",
             show_default=False,
         ),
     ] = None,
@@ -159,7 +159,7 @@ def run(
         typer.Option(
             min=0,
             help="Decides the tasks' angles or permutations for all seeds, as in the "
-            "authors' protocol [default: each seed has its own]",
+            "authors' protocol \\[default: each seed has its own]",
             show_default=False,
         ),
     ] = None,
@@ -195,7 +195,7 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the results [default: runs/BENCHMARK, with -PASSES or "
+            help="Folder of the results \\[default: runs/BENCHMARK, with -PASSES or "
             "-SETTING if they are not the default]",
             show_default=False,
         ),
@@ -223,7 +223,7 @@ def run(
         int | None,
         typer.Option(
             help="Devices of each process on a CPU, or of all on accelerators "
-            "[default: all there are]",
+            "\\[default: all there are]",
             show_default=False,
             rich_help_panel=DEVICES_PANEL,
         ),
@@ -234,7 +234,7 @@ def run(
             metavar="SEEDSxROWS",
             help="Groups of devices over which the seeds are spread, times devices in "
             "each group, which share the rows of support and query, such as 4x2 "
-            "[default: a group per device]",
+            "\\[default: a group per device]",
             show_default=False,
             rich_help_panel=DEVICES_PANEL,
         ),
@@ -555,7 +555,7 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...",
+            metavar="NAME",
             help="update (the default), meta-gradient, reservoir, stream, compile, "
             "scaling, or all.",
             show_default=False,
@@ -573,7 +573,7 @@ def bench(
     data_dir: DataDir = None,
     devices: Annotated[
         int | None,
-        typer.Option(help="Devices to use [default: all]", show_default=False),
+        typer.Option(help="Devices to use \\[default: all]", show_default=False),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the results here.")
