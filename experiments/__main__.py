@@ -26,8 +26,6 @@ data_app = typer.Typer(help="List and prepare data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 console = Console()
 
-DEFAULT_BENCHMARK = "digits-rotations"
-DEFAULT_METHODS = ["lamaml", "cmaml", "er", "online"]
 _METHODS_PER_TABLE = 6
 
 
@@ -114,84 +112,182 @@ def _check_folders(folders: list[Path], fresh: bool) -> None:
         run_folder.check_usable(folder)
 
 
-def _incomplete(configs: list[Any], folders: list[Path]) -> list[int]:
-    """Tells which runs are not done yet, the same in every process."""
+def _incomplete(groups: list[list[Any]]) -> list[list[Any]]:
+    """Returns the groups that are not done yet, the same in every process."""
     import numpy as np
 
-    from experiments import placement, run_folder, session
+    from experiments import placement, run_folder
+    from experiments.config import config_record
 
-    todo = np.zeros(len(folders), bool)
+    todo = np.zeros(len(groups), bool)
     if placement.is_first_process():
-        for n, (config, folder) in enumerate(zip(configs, folders, strict=True)):
-            record = session.config_record(config)
-            progress = run_folder.progress(folder, record)
-            todo[n] = progress != run_folder.Progress.COMPLETE
-            if not todo[n]:
-                console.print(f"{folder} is complete", soft_wrap=True)
-    return np.flatnonzero(placement.from_first_process(todo)).tolist()
+        for n, parts in enumerate(groups):
+            for config, folder in parts:
+                progress = run_folder.progress(folder, config_record(config))
+                if progress != run_folder.Progress.COMPLETE:
+                    todo[n] = True
+                else:
+                    console.print(f"{folder} is complete", soft_wrap=True)
+    todo = placement.from_first_process(todo)
+    return [parts for parts, is_todo in zip(groups, todo, strict=True) if is_todo]
 
 
-def _run_name(benchmark: str, setting: Setting, passes: Passes) -> str:
-    other = [passes.value] if passes != Passes.single else []
-    other += [setting.value] if setting != Setting.aware else []
+def _run_name(benchmark: str, setting: str, passes: str) -> str:
+    other = [passes] if passes != Passes.single else []
+    other += [setting] if setting != Setting.aware else []
     return "-".join([benchmark, *other])
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Drops what was not given, and turns choices into their words."""
+    return {
+        name: value.value if isinstance(value, StrEnum) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Read options from this file: YAML, or the config.json of a run folder, "
+        "which is run again. What is given here goes before what is there.",
+        show_default=False,
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        "-m",
+        help="Name from `list`; repeat it for several "
+        "\\[default: lamaml, cmaml, er, online]",
+        show_default=False,
+    ),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of seeds, run side by side \\[default: 5]", show_default=False
+    ),
+]
+FirstSeed = Annotated[
+    int | None,
+    typer.Option(help="The first of them \\[default: 0]", show_default=False),
+]
+StreamSeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Decides the tasks' angles or permutations for all seeds, as in the "
+        "authors' protocol \\[default: each seed has its own]",
+        show_default=False,
+    ),
+]
+SettingOption = Annotated[
+    Setting | None,
+    typer.Option(
+        "--setting",
+        help="Aware: learners are told task ids, and a benchmark whose tasks have "
+        "classes of their own has a head per task. Agnostic: one head over all "
+        "classes, and no task id or boundary reaches the learner. "
+        "\\[default: aware]",
+        show_default=False,
+    ),
+]
+PassesOption = Annotated[
+    Passes | None,
+    typer.Option(
+        "--passes",
+        help="Presets for one pass over each task (with glances) or for several "
+        "\\[default: single]",
+        show_default=False,
+    ),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh",
+        help="Start over, replacing earlier runs in that folder. Without it the same "
+        "command goes on with what was interrupted, and leaves what is complete.",
+    ),
+]
+CheckpointEvery = Annotated[
+    float, typer.Option(min=0, help="Seconds between checkpoints at least.")
+]
+PrecisionOption = Annotated[
+    Precision | None,
+    typer.Option(
+        "--precision",
+        help="What networks compute in; weights are float32 \\[default: float32]",
+        show_default=False,
+    ),
+]
+CompileCache = Annotated[
+    bool, typer.Option(help="Keep compiled programs for later runs.")
+]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        help="Devices of each process on a CPU, or of all on accelerators "
+        "\\[default: all there are]",
+        show_default=False,
+        rich_help_panel=DEVICES_PANEL,
+    ),
+]
+NumTasks = Annotated[
+    int | None, _hyper("Tasks of the stream (fewer is not the benchmark).")
+]
+RowsPerTask = Annotated[int | None, _hyper("Training rows per task.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other hyper-parameter that `list` shows, such as --set momentum=0.9; "
+        "repeat it for several.",
+        show_default=False,
+        rich_help_panel=HYPER_PANEL,
+    ),
+]
 
 
 @app.command()
 def run(
     benchmark: Annotated[
-        str, typer.Option("--benchmark", "-b", help="Name from `list`.")
-    ] = DEFAULT_BENCHMARK,
-    method: Annotated[
-        list[str] | None,
+        str | None,
         typer.Option(
-            "--method",
-            "-m",
-            help="Name from `list`; repeat it for several "
-            f"\\[default: {', '.join(DEFAULT_METHODS)}]",
+            "--benchmark",
+            "-b",
+            help="Name from `list` \\[default: digits-rotations]",
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds, run side by side.")] = 5,
-    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
-    stream_seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Decides the tasks' angles or permutations for all seeds, as in the "
-            "authors' protocol \\[default: each seed has its own]",
-            show_default=False,
-        ),
-    ] = None,
-    setting: Annotated[
-        Setting,
-        typer.Option(
-            help="Aware: learners are told task ids, and a benchmark whose tasks have "
-            "classes of their own has a head per task. Agnostic: one head over all "
-            "classes, and no task id or boundary reaches the learner.",
-        ),
-    ] = Setting.aware,
-    passes: Annotated[
-        Passes,
-        typer.Option(
-            help="Presets for one pass over each task (with glances) or for several."
-        ),
-    ] = Passes.single,
+    method: Methods = None,
+    config: Config = None,
+    seeds: Seeds = None,
+    first_seed: FirstSeed = None,
+    stream_seed: StreamSeed = None,
+    setting: SettingOption = None,
+    passes: PassesOption = None,
     probes: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--probes",
+            "--probes/--no-probes",
             help="Also take the accuracy at the fast and the slow weights about every "
             "25 meta-updates through the first five tasks.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     alignment: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--alignment",
+            "--alignment/--no-alignment",
             help="Also take the cosines between the gradients of the tasks' losses.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -200,34 +296,12 @@ def run(
             show_default=False,
         ),
     ] = None,
-    fresh: Annotated[
-        bool,
-        typer.Option(
-            "--fresh",
-            help="Start over, replacing earlier runs in that folder. Without it the "
-            "same command goes on with what was interrupted, and leaves what is "
-            "complete.",
-        ),
-    ] = False,
-    checkpoint_every: Annotated[
-        float, typer.Option(min=0, help="Seconds between checkpoints at least.")
-    ] = 60.0,
+    fresh: Fresh = False,
+    checkpoint_every: CheckpointEvery = 60.0,
     data_dir: DataDir = None,
-    precision: Annotated[
-        Precision, typer.Option(help="What networks compute in; weights are float32.")
-    ] = Precision.float32,
-    compile_cache: Annotated[
-        bool, typer.Option(help="Keep compiled programs for later runs.")
-    ] = True,
-    devices: Annotated[
-        int | None,
-        typer.Option(
-            help="Devices of each process on a CPU, or of all on accelerators "
-            "\\[default: all there are]",
-            show_default=False,
-            rich_help_panel=DEVICES_PANEL,
-        ),
-    ] = None,
+    precision: PrecisionOption = None,
+    compile_cache: CompileCache = True,
+    devices: Devices = None,
     mesh: Annotated[
         str | None,
         typer.Option(
@@ -276,10 +350,8 @@ def run(
             rich_help_panel=DEVICES_PANEL,
         ),
     ] = None,
-    num_tasks: Annotated[
-        int | None, _hyper("Tasks of the stream (fewer is not the benchmark).")
-    ] = None,
-    rows_per_task: Annotated[int | None, _hyper("Training rows per task.")] = None,
+    num_tasks: NumTasks = None,
+    rows_per_task: RowsPerTask = None,
     classes_per_task: Annotated[
         int | None, _hyper("Classes per task, where tasks have their own.")
     ] = None,
@@ -309,105 +381,55 @@ def run(
     objective: Annotated[
         Objective | None, _hyper("Meta-loss: mean over inner steps, or the last.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any other hyper-parameter that `list` shows, such as --set "
-            "momentum=0.9; repeat it for several.",
-            show_default=False,
-            rich_help_panel=HYPER_PANEL,
-        ),
-    ] = None,
+    settings: Settings = None,
 ) -> None:
     """Train methods on a benchmark and report RA and BTI.
 
     Without options: La-MAML, C-MAML, ER and Online on digits-rotations, five seeds,
     in about a minute on two cores, with no download.
     """
-    names = list(method or DEFAULT_METHODS)
-    overrides = {
-        "batch_size": batch_size,
-        "glances": glances,
-        "epochs": epochs,
-        "capacity": capacity,
-        "replay_size": replay_size,
-        "acceptance": acceptance and acceptance.value,
-        "inner_steps": inner_steps,
-        "step_size_init": step_size_init,
-        "step_size_learning_rate": step_size_learning_rate,
-        "learning_rate": learning_rate,
-        "max_grad_norm": max_grad_norm,
-        "first_order": first_order,
-        "objective": objective and objective.value,
-    }
-    sizes = {
-        "num_tasks": num_tasks,
-        "rows_per_task": rows_per_task,
-        "classes_per_task": classes_per_task,
-        "eval_every": eval_every,
-    }
-    from experiments import (
-        benchmarks,
-        hyperparameters,
-        methods,
-        placement,
-        presets,
-        session,
+    given = _plain(
+        {
+            "benchmark": benchmark,
+            "method": list(method) if method else None,
+            "seeds": seeds,
+            "first_seed": first_seed,
+            "stream_seed": stream_seed,
+            "setting": setting,
+            "passes": passes,
+            "probes": probes,
+            "alignment": alignment,
+            "precision": precision,
+            "num_tasks": num_tasks,
+            "rows_per_task": rows_per_task,
+            "classes_per_task": classes_per_task,
+            "eval_every": eval_every,
+            "batch_size": batch_size,
+            "glances": glances,
+            "epochs": epochs,
+            "capacity": capacity,
+            "replay_size": replay_size,
+            "acceptance": acceptance,
+            "inner_steps": inner_steps,
+            "step_size_init": step_size_init,
+            "step_size_learning_rate": step_size_learning_rate,
+            "learning_rate": learning_rate,
+            "max_grad_norm": max_grad_norm,
+            "first_order": first_order,
+            "objective": objective,
+        }
     )
-    from experiments.config import RunConfig, check_config
+    from experiments import hyperparameters, placement, request, session
     from experiments.data import sources
 
-    chosen = benchmarks.get_benchmark(benchmark)
-    if classes_per_task is not None and chosen.classes_per_task is None:
-        raise UserError(f"--classes-per-task: the tasks of {benchmark} share classes")
-    chosen = dataclasses.replace(
-        chosen, **{k: v for k, v in sizes.items() if v is not None}
-    )
-    given = hyperparameters.parse(settings or [])
-    overrides |= given
-    if len(set(names)) < len(names):
-        raise UserError(f"--method: each method once, received {', '.join(names)}")
-    for name in names:
-        methods.check_method(name)
-        methods.check_setting(
-            name,
-            task_aware=setting == Setting.aware,
-            own_classes=chosen.classes_per_task is not None,
-        )
-    if not 1 <= seeds <= 10_000 or not 0 <= first_seed < 2**31 - seeds:
-        raise UserError(
-            "--seeds, --first-seed: expected 1 to 10000 seeds, none negative or over "
-            f"2**31 - 1, received {seeds} from {first_seed}"
-        )
-    seed_list = tuple(range(first_seed, first_seed + seeds))
-    resolved = presets.resolve(benchmark, names, overrides, passes.value)
-
-    def configs_on(chosen):
-        configs = [
-            RunConfig(
-                chosen,
-                name,
-                seed_list,
-                hyper,
-                stream_seed,
-                setting.value,
-                passes.value,
-                probes,
-                alignment,
-                precision.value,
-            )
-            for name, hyper in zip(names, resolved, strict=True)
-        ]
-        for config in configs:
-            check_config(config)
-        return configs
-
-    configs_on(chosen)
+    stored = {} if config is None else request.read_file(config)
+    asked = request.make_request(stored | given | hyperparameters.parse(settings or []))
+    request.configs(asked)
+    chosen = asked.benchmark
     sources.check_source(chosen.source, data_dir)
-    out = out or Path("runs") / _run_name(benchmark, setting, passes)
-    folders = [out / name for name in names]
+    name = _run_name(chosen.name, *request.protocol(asked))
+    out = out or Path("runs") / name
+    folders = [out / method for method, _ in asked.hypers]
     if distributed:
         processes = coordinator, num_processes, process_id
         start_jax(devices, compile_cache, processes)
@@ -417,40 +439,148 @@ def run(
     else:
         _check_folders(folders, fresh)
         start_jax(devices, compile_cache)
-    from experiments import runner
-
     source = sources.load_source(chosen.source, data_dir)
-    if num_tasks is None:
-        chosen = benchmarks.with_tasks_of(chosen, source.num_classes)
-    configs = configs_on(chosen)
-    groups, per_seed = devices, 1
+    groups = [
+        [session.Part(each, folder)]
+        for each, folder in zip(
+            request.configs(asked, source.num_classes), folders, strict=True
+        )
+    ]
+    num_devices, per_seed = devices, 1
     if mesh is not None:
-        groups, per_seed = placement.parse_mesh(mesh)
-        groups *= per_seed
+        num_groups, per_seed = placement.parse_mesh(mesh)
+        num_devices = num_groups * per_seed
     elif distributed:
-        groups = None
-    device_mesh = placement.make_mesh(groups, per_seed)
-    todo = [(configs[n], folders[n]) for n in _incomplete(configs, folders)]
+        num_devices = None
+    device_mesh = placement.make_mesh(num_devices, per_seed)
+    todo = _incomplete(groups)
     diverged = {}
     if todo:
-        own = placement.own_seeds(seed_list, device_mesh)
-        data = benchmarks.draw(chosen, source, own, stream_seed)
-        console.print(
-            f"[bold]{benchmark}[/]: {chosen.num_tasks} tasks x {chosen.rows_per_task} "
-            f"rows, seeds {first_seed} to {first_seed + seeds - 1}; results in {out}"
+        console.print(f"[bold]{name}[/]: results in {out}", soft_wrap=True)
+        diverged = session.run_groups(
+            todo, source, device_mesh, console, checkpoint_every
         )
-        inputs = runner.place(data, seed_list, device_mesh)
-        diverged = session.run_methods(todo, inputs, console, checkpoint_every)
     if not placement.is_first_process():
         return
     from experiments import report as reporting
 
-    for name, lost in diverged.items():
-        if lost:
-            _fail(f"{name}: seeds {lost} diverged; their accuracies are left out")
+    _tell_diverged(diverged)
     reporting.make_report(folders, out / "report", console=console)
     if any(diverged.values()):
         raise typer.Exit(1)
+
+
+def _tell_diverged(diverged: dict[Path, list[int]]) -> None:
+    """Names the seeds without a result."""
+    for folder, lost in diverged.items():
+        if lost:
+            _fail(
+                f"{folder.name}: seeds {lost} diverged; their accuracies are left out"
+            )
+
+
+@app.command()
+def sweep(
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--benchmark",
+            "-b",
+            help="Name from `list`; repeat it for several "
+            "\\[default: digits-rotations]",
+            show_default=False,
+        ),
+    ] = None,
+    method: Methods = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            metavar="NAME=VALUE,...",
+            help="Values of a hyper-parameter that `list` shows; repeat it for "
+            "several, of which every combination is tried.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Config = None,
+    seeds: Seeds = None,
+    first_seed: FirstSeed = None,
+    stream_seed: StreamSeed = None,
+    setting: SettingOption = None,
+    passes: PassesOption = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs and tables.")] = Path(
+        "sweeps"
+    ),
+    fresh: Fresh = False,
+    at_a_time: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Points trained side by side at most \\[default: all that share a "
+            "compiled program]",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint_every: CheckpointEvery = 60.0,
+    data_dir: DataDir = None,
+    precision: PrecisionOption = None,
+    compile_cache: CompileCache = True,
+    devices: Devices = None,
+    num_tasks: NumTasks = None,
+    rows_per_task: RowsPerTask = None,
+    settings: Settings = None,
+) -> None:
+    """Try grids of hyper-parameters on validation tasks, and rank them.
+
+    Tasks are drawn anew and evaluated on a tenth of the training rows that is held out:
+    no test row or test task is seen. Points that differ in numbers only (learning
+    rates, clips, shares) are trained side by side in one compiled program. A sweep that
+    was interrupted goes on by the same command. Each method's best point is written to
+    best.json, for `run --config`.
+    """
+    given = _plain(
+        {
+            "benchmark": list(benchmark) if benchmark else None,
+            "method": list(method) if method else None,
+            "seeds": seeds,
+            "first_seed": first_seed,
+            "stream_seed": stream_seed,
+            "setting": setting,
+            "passes": passes,
+            "precision": precision,
+            "num_tasks": num_tasks,
+            "rows_per_task": rows_per_task,
+        }
+    )
+    from experiments import hyperparameters, placement, request, session
+    from experiments import sweep as sweeping
+    from experiments.data import sources
+
+    stored = {} if config is None else request.read_file(config)
+    tried = stored.get("grid", {}) | hyperparameters.parse_grid(grid or [])
+    given |= hyperparameters.parse(settings or []) | {"grid": tried}
+    points = sweeping.plan(stored | given)
+    for point in points:
+        request.configs(point.asked)
+        sources.check_source(point.asked.benchmark.source, data_dir)
+    folders = [out / point.folder for point in points]
+    _check_folders(folders, fresh)
+    start_jax(devices, compile_cache)
+    mesh = placement.make_mesh(devices)
+    diverged = {}
+    for name in dict.fromkeys(point.asked.benchmark.name for point in points):
+        own = [point for point in points if point.asked.benchmark.name == name]
+        source = sources.load_source(own[0].asked.benchmark.source, data_dir)
+        parts = [
+            session.Part(each, out / point.folder)
+            for point in own
+            for each in request.configs(point.asked, source.num_classes)
+        ]
+        todo = _incomplete(list(sweeping.groups(parts, at_a_time)))
+        console.print(f"[bold]{name}[/]: {len(parts)} points; results in {out}")
+        diverged |= session.run_groups(todo, source, mesh, console, checkpoint_every)
+    _tell_diverged(diverged)
+    sweeping.leaderboard(folders, out, console)
 
 
 @app.command()

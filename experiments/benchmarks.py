@@ -16,6 +16,8 @@ STREAMS = {
 }
 SPLIT = "split"
 """The stream whose tasks have classes of their own."""
+_VALIDATION = 1
+"""Second part of the seeds of tasks for validation; those of the test have one part."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +171,7 @@ def load(
     seeds: Sequence[int],
     data_dir: Path | None = None,
     stream_seed: int | None = None,
+    evaluate_on: str = "test",
 ) -> BenchmarkData:
     """Loads the source and draws one stream per seed.
 
@@ -179,6 +182,8 @@ def load(
         data_dir: folder of the prepared data sets.
         stream_seed: decides the transformations of all seeds, if given; rows and their
             order still follow each seed.
+        evaluate_on: ``"test"``, or ``"validation"`` for training rows that are held out
+            and for other tasks than those of the test.
 
     Returns:
         Arrays on the host.
@@ -188,7 +193,7 @@ def load(
         UserError: sizes that the data set cannot serve.
     """
     source = sources.load_source(benchmark.source, data_dir)
-    return draw(benchmark, source, seeds, stream_seed)
+    return draw(benchmark, source, seeds, stream_seed, evaluate_on)
 
 
 def draw(
@@ -196,6 +201,7 @@ def draw(
     source: sources.Source,
     seeds: Sequence[int],
     stream_seed: int | None = None,
+    evaluate_on: str = "test",
 ) -> BenchmarkData:
     """Draws one stream per seed from a source at hand; otherwise as ``load``."""
     if source.train_labels.min() < 0 or source.train_labels.max() >= source.num_classes:
@@ -203,8 +209,14 @@ def draw(
             f"{benchmark.source}: labels must lie in [0, {source.num_classes}), found "
             f"{source.train_labels.min()} to {source.train_labels.max()}"
         )
+    is_test = evaluate_on == "test"
+    if not is_test:
+        source = hold_out(source)
     try:
-        drawn = [_draw_stream(benchmark, source, seed, stream_seed) for seed in seeds]
+        drawn = [
+            _draw_stream(benchmark, source, seed, stream_seed, is_test)
+            for seed in seeds
+        ]
     except ValueError as error:
         raise UserError(f"{benchmark.name}: {error}") from error
     num_tasks = len(drawn[0].rows)
@@ -256,17 +268,49 @@ def with_tasks_of(benchmark: Benchmark, num_classes: int) -> Benchmark:
     return dataclasses.replace(benchmark, num_tasks=num_tasks)
 
 
+def hold_out(source: sources.Source) -> sources.Source:
+    """Puts a tenth of the training rows of every class in the place of the test rows.
+
+    Which rows does not depend on any seed. A run on what is left sees no test row.
+    """
+    counts = np.bincount(source.train_labels, minlength=source.num_classes)
+    generator = np.random.default_rng(_VALIDATION)
+    order = generator.permutation(len(source.train_labels))
+    by_class = order[np.argsort(source.train_labels[order], kind="stable")]
+    starts = np.cumsum(counts) - counts
+    rank = np.arange(len(order)) - np.repeat(starts, counts)
+    is_held = rank < np.repeat(-(-counts // 10), counts)
+    held, kept = np.sort(by_class[is_held]), np.sort(by_class[~is_held])
+    return source._replace(
+        train_images=source.train_images[kept],
+        train_labels=source.train_labels[kept],
+        test_images=source.train_images[held],
+        test_labels=source.train_labels[held],
+    )
+
+
 def _draw_stream(
-    benchmark: Benchmark, source: sources.Source, seed: int, stream_seed: int | None
+    benchmark: Benchmark,
+    source: sources.Source,
+    seed: int,
+    stream_seed: int | None,
+    is_test: bool,
 ) -> streams.Stream:
     sizes: dict[str, Any] = {
         "num_tasks": benchmark.num_tasks,
         "rows_per_task": benchmark.rows_per_task,
         "map_seed": stream_seed,
     }
+    own: streams.Seed = seed
+    if not is_test:
+        own = (seed, _VALIDATION)
+        if stream_seed is not None:
+            sizes["map_seed"] = (stream_seed, _VALIDATION)
     if benchmark.stream == SPLIT:
+        if not is_test:
+            sizes["validation_fraction"] = 0.0  # held out already
         return streams.split_stream(
-            seed,
+            own,
             train_labels=source.train_labels,
             test_labels=source.test_labels,
             num_classes=source.num_classes,
@@ -274,7 +318,7 @@ def _draw_stream(
             **sizes,
         )
     return STREAMS[benchmark.stream](
-        seed,
+        own,
         num_rows_available=len(source.train_labels),
         image_shape=source.train_images.shape[1:],
         **sizes,

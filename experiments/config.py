@@ -3,14 +3,18 @@
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from experiments import benchmarks, methods
 from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
+from experiments.hyperparameters import Hyperparameters, rates_of
 from experiments.models import INITIALIZERS
+from experiments.run_folder import FORMAT_VERSION
 
 SETTINGS = ("aware", "agnostic")
 PRECISIONS = ("float32", "bfloat16")
+PARTS = ("test", "validation")
 _MAX_TASKS = 10_000
 _RATES = (
     "step_size_learning_rate",
@@ -24,6 +28,10 @@ _RATES = (
     "mean_learning_rate",
 )
 _SHARES = ("momentum", "within_rate", "across_rate")
+_POSITIVE = (
+    *("max_grad_norm", "inner_clip", "within_rate", "across_rate"),
+    *("std_init", "mean_learning_rate"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +55,9 @@ class RunConfig:
     """Cosines between the gradients of the tasks' losses after every evaluation."""
     precision: str = "float32"
     """What the network computes in, one of ``PRECISIONS``; weights are float32."""
+    evaluate_on: str = "test"
+    """One of ``PARTS``. On ``"validation"`` a tenth of the training rows is held out
+    for evaluation, tasks are drawn anew, and no test row or test task is seen."""
 
 
 def num_meta_updates(config: RunConfig) -> int:
@@ -54,6 +65,37 @@ def num_meta_updates(config: RunConfig) -> int:
     benchmark, hyper = config.benchmark, config.hyper
     num_batches = -(-benchmark.rows_per_task // hyper.batch_size)
     return benchmark.num_tasks * num_batches * hyper.glances * hyper.epochs
+
+
+def with_rates(config: RunConfig, rates: Mapping[str, Any]) -> RunConfig:
+    """Replaces hyper-parameters by values, which may be traced."""
+    hyper = dataclasses.replace(config.hyper, **rates)
+    return dataclasses.replace(config, hyper=hyper)
+
+
+def shape_of(config: RunConfig) -> RunConfig:
+    """Blanks ``RATES``: what is equal for runs that can share a compiled program."""
+    return with_rates(config, dict.fromkeys(rates_of(config.hyper), 1.0))
+
+
+def config_record(config: RunConfig) -> dict[str, Any]:
+    """Flattens a configuration to what a run folder stores of it."""
+    benchmark = dataclasses.asdict(config.benchmark)
+    options = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in ("benchmark", "method", "seeds", "hyper")
+    }
+    hyper = dataclasses.asdict(config.hyper)
+    return {
+        "format_version": FORMAT_VERSION,
+        "benchmark": benchmark.pop("name"),
+        "method": config.method,
+        "seeds": list(config.seeds),
+        **options,
+        **benchmark,
+        **{key: value for key, value in hyper.items() if value is not None},
+    }
 
 
 def check_config(config: RunConfig) -> None:
@@ -80,9 +122,9 @@ def check_config(config: RunConfig) -> None:
         "capacity": (hyper.capacity, 2**31 - 2),
         "replay_size": (hyper.replay_size, hyper.capacity),
         "inner_steps": (hyper.inner_steps, hyper.batch_size),
+        "rounds": (hyper.rounds, 2**31 - 1),
         "memory_per_task": (hyper.memory_per_task, 2**31 - 2),
         "fisher_rows": (hyper.fisher_rows, benchmark.rows_per_task),
-        "rounds": (hyper.rounds, 2**31 - 1),
         "mc_samples": (hyper.mc_samples, 2**31 - 1),
     }
     for name, (size, limit) in limits.items():
@@ -96,35 +138,36 @@ def check_config(config: RunConfig) -> None:
         share = getattr(hyper, name)
         if share is not None and not 0 <= share <= 1:
             raise UserError(f"{name}: expected a share in [0, 1], received {share}")
-    for name in ("max_grad_norm", "inner_clip", "std_init"):
+    for name in _POSITIVE:
         bound = getattr(hyper, name)
         if bound is not None and not 0 < bound:
             raise UserError(f"{name}: expected a number > 0, received {bound}")
-    if config.precision not in PRECISIONS:
-        raise UserError(
-            f"precision: expected one of {', '.join(PRECISIONS)}, received "
-            f"{config.precision!r}"
-        )
-    if hyper.initializer not in INITIALIZERS:
-        raise UserError(
-            f"initializer: expected one of {', '.join(INITIALIZERS)}, received "
-            f"{hyper.initializer!r}"
-        )
+    choices = {
+        "setting": (config.setting, SETTINGS),
+        "precision": (config.precision, PRECISIONS),
+        "evaluate_on": (config.evaluate_on, PARTS),
+        "initializer": (hyper.initializer, INITIALIZERS),
+    }
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise UserError(
+                f"{name}: expected one of {', '.join(known)}, received {value!r}"
+            )
 
 
-def check_memory(config: RunConfig, image_shape: tuple[int, ...]) -> None:
+def check_memory(
+    config: RunConfig, num_seeds: int, image_shape: tuple[int, ...]
+) -> None:
     """Checks that the reservoirs of all seeds fit in this machine's memory.
 
     Raises:
         UserError: they do not.
     """
-    needed = (
-        (config.hyper.capacity or 0) * len(config.seeds) * math.prod(image_shape) * 4
-    )
+    needed = (config.hyper.capacity or 0) * num_seeds * math.prod(image_shape) * 4
     present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > present:
         raise UserError(
-            f"capacity: {config.hyper.capacity} rows for {len(config.seeds)} seeds "
+            f"capacity: {config.hyper.capacity} rows for {num_seeds} seeds "
             f"need {needed / 2**30:.0f} GiB of {present / 2**30:.0f} GiB of memory; "
             "choose a smaller one"
         )

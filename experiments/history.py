@@ -49,6 +49,14 @@ def num_tasks(history: History) -> int:
     return len(history["accuracy"]) - 1
 
 
+def of_seeds(history: History, place: slice) -> History:
+    """Takes the part of a history that is about some of its seeds."""
+    return {
+        name: value if name in (*_PER_TIME, *_INDICES) else value[:, place]
+        for name, value in history.items()
+    }
+
+
 def to_arrays(history: History) -> dict[str, np.ndarray]:
     """Turns a whole history into the arrays of a run folder, seeds first."""
     measured = {

@@ -1,12 +1,12 @@
 """What a method may be told."""
 
 import dataclasses
-import types
 import typing
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.values import checked, read_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,27 +75,38 @@ class Hyperparameters:
     """Meta-BGD: learning rate of the means (eta)."""
 
 
-def _value(name: str, kind: Any, text: str) -> Any:
-    if typing.get_origin(kind) is types.UnionType:
-        (kind,) = (each for each in typing.get_args(kind) if each is not type(None))
-    if kind is bool:
-        words = {"true": True, "false": False}
-        if text.lower() not in words:
-            raise UserError(f"{name}: expected true or false, received {text!r}")
-        return words[text.lower()]
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise UserError(
-            f"{name}: expected {kind.__name__}, received {text!r}"
-        ) from error
+RATES = tuple(
+    name
+    for name, kind in typing.get_type_hints(Hyperparameters).items()
+    if float in (kind, *typing.get_args(kind))
+)
+"""Hyper-parameters that are numbers only: a compiled program takes them as arguments,
+so that runs which differ in nothing else share it. All others decide shapes or code."""
 
 
-def parse(settings: Sequence[str]) -> dict[str, Any]:
+def check_given(hyper: Hyperparameters, *names: str) -> None:
+    """Checks that a method was told what it cannot do without.
+
+    Raises:
+        UserError: it was not.
+    """
+    for name in names:
+        if getattr(hyper, name) is None:
+            raise UserError(f"{name}: expected a number, received None")
+
+
+def rates_of(hyper: Hyperparameters) -> dict[str, float]:
+    """Returns those of ``RATES`` that a method has, by name."""
+    values = ((name, getattr(hyper, name)) for name in RATES)
+    return {name: value for name, value in values if value is not None}
+
+
+def parse(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
     """Reads ``NAME=VALUE`` settings of hyper-parameters.
 
     Args:
         settings: such as ``["momentum=0.9"]``.
+        option: what they were given to, for messages.
 
     Returns:
         Values by field name.
@@ -104,15 +115,77 @@ def parse(settings: Sequence[str]) -> dict[str, Any]:
         UserError: no such hyper-parameter, one named twice, or a value of another type.
     """
     kinds = typing.get_type_hints(Hyperparameters)
+    return {
+        name: checked(name, kinds[name], value)
+        for name, value in _named(settings, option).items()
+    }
+
+
+def parse_grid(settings: Sequence[str], option: str = "--grid") -> dict[str, list[Any]]:
+    """Reads ``NAME=VALUE,VALUE,...`` settings of hyper-parameters.
+
+    Args:
+        settings: such as ``["momentum=0.5,0.9"]``.
+        option: what they were given to, for messages.
+
+    Returns:
+        Lists of values by field name.
+
+    Raises:
+        UserError: as ``parse``, or a value given twice.
+    """
+    lists = [
+        f"{setting.partition('=')[0]}=[{setting.partition('=')[2]}]"
+        if "=" in setting and "[" not in setting
+        else setting
+        for setting in settings
+    ]
+    return {
+        name: check_grid(name, values) for name, values in _named(lists, option).items()
+    }
+
+
+def check_grid(name: str, values: Any) -> list[Any]:
+    """Checks the values that a hyper-parameter takes in turn.
+
+    Args:
+        name: of the hyper-parameter.
+        values: a list from ``read_yaml``.
+
+    Returns:
+        It.
+
+    Raises:
+        UserError: it is no list of different values of the right type, or there is no
+            such hyper-parameter.
+    """
+    kinds = typing.get_type_hints(Hyperparameters)
+    if name not in kinds:
+        raise UserError(f"grid: expected one of {', '.join(kinds)}, received {name!r}")
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{name}: expected a list of values, received {values!r}")
+    found = [checked(name, kinds[name], value) for value in values]
+    if None in found or len(set(found)) < len(found):
+        raise UserError(f"{name}: expected different values, received {values}")
+    return found
+
+
+def _named(settings: Sequence[str], option: str) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(Hyperparameters)]
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
-        if not equals or name not in kinds:
+        if not equals or name not in names:
             raise UserError(
-                f"--set: expected NAME=VALUE with one of {', '.join(kinds)}, received "
-                f"{setting!r}"
+                f"{option}: expected NAME=VALUE with one of {', '.join(names)}, "
+                f"received {setting!r}"
             )
         if name in values:
-            raise UserError(f"--set: {name} is given twice")
-        values[name] = _value(name, kinds[name], text)
+            raise UserError(f"{option}: {name} is given twice")
+        try:
+            values[name] = read_yaml(text)
+        except ValueError as error:
+            raise UserError(f"{option}: {name}: {error}") from error
+        if values[name] is None:
+            raise UserError(f"{option}: {name} has no value")
     return values

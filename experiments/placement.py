@@ -168,11 +168,11 @@ def padded(array: np.ndarray, mesh: Mesh) -> np.ndarray:
 
 
 def own_seeds(seeds: Sequence[int], mesh: Mesh) -> list[int]:
-    """Returns the seeds that run on devices of this process, in their order."""
+    """Returns the seeds that run on devices of this process, each once, in order."""
     places = padded(np.asarray(seeds), mesh)
     indices = by_seed(mesh).addressable_devices_indices_map(places.shape)
     own = {int(seed) for (where,) in indices.values() for seed in places[where]}
-    return [seed for seed in seeds if seed in own]
+    return [seed for seed in dict.fromkeys(seeds) if seed in own]
 
 
 def num_own(seeds: jax.Array) -> int:

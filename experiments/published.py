@@ -131,11 +131,13 @@ def look_up(config: Mapping[str, Any]) -> tuple[Published, ...]:
 
     Returns:
         Rows of its benchmark and method whose settings are all in ``config``, others'
-        code first; none if the run changed the stream, the glances or the capacity.
+        code first; none if the run changed the stream, the glances or the capacity,
+        or was evaluated on validation rows.
     """
     return tuple(
         row
         for row in PUBLISHED
         if (row.benchmark, row.method) == (config["benchmark"], config["method"])
+        and config.get("evaluate_on", "test") == "test"
         and all(config.get(key) == value for key, value in row.settings.items())
     )

@@ -134,8 +134,8 @@ def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
 
 
 def protocol(config: dict[str, Any]) -> str:
-    """Names what is compared: the benchmark, with its passes and setting if unusual."""
-    usual = (("passes", "single"), ("setting", "aware"))
+    """Names what is compared: the benchmark, with what is unusual of its protocol."""
+    usual = (("passes", "single"), ("setting", "aware"), ("evaluate_on", "test"))
     other = [config[key] for key, value in usual if config[key] != value]
     return "-".join([config["benchmark"], *other])
 

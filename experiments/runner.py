@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import benchmarks, placement
-from experiments.config import RunConfig, check_memory
+from experiments.config import RunConfig, check_memory, with_rates
 from experiments.errors import UserError
 from experiments.feeding import DataForm, Shared, StreamArrays
+from experiments.hyperparameters import rates_of
 from experiments.measures import batches_per_part, step_sizes_of
 from experiments.train import make_train
 
@@ -62,9 +63,18 @@ class Inputs(NamedTuple):
     """[S] seeds, padded with the last one to a multiple of the mesh."""
 
 
+Group = Sequence[RunConfig]
+"""Runs that differ in ``hyperparameters.RATES`` only. One compiled program trains them
+side by side: where others have S seeds, it has those of each run in turn."""
+
+
 class Program(NamedTuple):
     """A method's compiled functions, over all seeds."""
 
+    num_seeds: int
+    """S of all runs of the group together, without padding."""
+    rates: dict[str, jax.Array]
+    """[S] numbers that the functions take first."""
     init: Callable[..., Any]
     state: Any
     """Shapes and dtypes of what ``init`` returns."""
@@ -88,7 +98,7 @@ def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> I
     Args:
         data: from ``benchmarks.load`` for ``placement.own_seeds``, which are all in a
             run of one process.
-        seeds: S seeds of the run.
+        seeds: S seeds of the run, or of all runs of a group.
         mesh: from ``placement.make_mesh``.
 
     Returns:
@@ -109,22 +119,31 @@ def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> I
 class _Functions(NamedTuple):
     """A method's functions over all seeds, to be compiled."""
 
+    rates: dict[str, jax.Array]
     jitted: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
     """Each with the arguments it is compiled for."""
     state: Any
     subject: Callable[[Any], Any]
 
 
-def functions(config: RunConfig, inputs: Inputs) -> _Functions:
+def _place_rates(group: Group, mesh: Mesh) -> dict[str, jax.Array]:
+    columns = [rates_of(config.hyper) for config in group for _ in config.seeds]
+    return {
+        name: placement.place_all(np.float32([rates[name] for rates in columns]), mesh)
+        for name in columns[0]
+    }
+
+
+def functions(group: Group, inputs: Inputs) -> _Functions:
     """Builds a method's jitted functions, traced by nothing yet but for their shapes.
 
     Args:
-        config: what to run.
+        group: what to run.
         inputs: from ``place``; another ``platform`` than the mesh's gives what is
             lowered for that one.
 
     Returns:
-        ``init``, ``train``, ``evaluate`` and what else ``config`` asks for.
+        ``init``, ``train``, ``evaluate`` and what else ``group`` asks for.
 
     Raises:
         UserError: hyper-parameters that do not fit together.
@@ -132,83 +151,96 @@ def functions(config: RunConfig, inputs: Inputs) -> _Functions:
     """
     mesh, platform, form, shared, streams, seeds = inputs
     sharding = placement.by_seed(mesh)
-    fns = make_train(config, form, platform, mesh.shape[placement.ROW])
+    config, rates = group[0], _place_rates(group, mesh)
+
+    def make(rates):
+        own = with_rates(config, rates)
+        return make_train(own, form, platform, mesh.shape[placement.ROW])
 
     def over_seeds(fn, in_axes, **options):
         mapped = placement.over_seeds(fn, mesh, in_axes, platform)
         return jax.jit(mapped, out_shardings=sharding, **options)
 
-    init = over_seeds(fns.init, "s")
+    def with_own_rates(name, in_axes, **options):
+        fn = lambda rates, *args: getattr(make(rates), name)(*args)
+        return over_seeds(fn, "s" + in_axes, **options)
+
+    fns = make({})
+    init = with_own_rates("init", "s")
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(init, seeds),
+        jax.eval_shape(init, rates, seeds),
     )
     wanted = np.ones(config.benchmark.num_tasks, bool)
-    training = shared, streams, seeds, state, np.int32(0)
+    training = rates, shared, streams, seeds, state, np.int32(0)
+    train = with_own_rates("train_task", "-sss-", donate_argnums=4)
+    evaluate = over_seeds(fns.evaluate, "-ss-")
     found = {
-        "train": (over_seeds(fns.train_task, "-sss-", donate_argnums=3), training),
-        "init": (init, (seeds,)),
-        "evaluate": (
-            over_seeds(fns.evaluate, "-ss-"),
-            (shared, streams, fns.subject(state), wanted),
-        ),
+        "train": (train, training),
+        "init": (init, (rates, seeds)),
+        "evaluate": (evaluate, (shared, streams, fns.subject(state), wanted)),
     }
     if config.probes and step_sizes_of(state) is not None:
-        part = over_seeds(fns.train_part, "-sss--", donate_argnums=3)
+        part = with_own_rates("train_part", "-sss--", donate_argnums=4)
+        ahead = with_own_rates("look_ahead", "-sss--")
         found["part"] = part, (*training, np.int32(0))
-        found["ahead"] = over_seeds(fns.look_ahead, "-sss--"), found["part"][1]
+        found["ahead"] = ahead, (*training, np.int32(0))
     if config.alignment:
         align = over_seeds(fns.alignment, "-ss")
         found["alignment"] = align, (shared, streams, state.weights)
-    return _Functions(found, state, fns.subject)
+    return _Functions(rates, found, state, fns.subject)
 
 
-def compile_programs(configs: Sequence[RunConfig], inputs: Inputs) -> Iterator[Program]:
-    """Compiles the program of each method when it is asked for, ahead of its run.
+def compile_programs(groups: Sequence[Group], inputs: Inputs) -> Iterator[Program]:
+    """Compiles the program of each group when it is asked for, ahead of its run.
 
     All are traced before the first is compiled, so that a mistake in any shows at
     once. What does not depend on the method is compiled once, beside the first. Later
     ones are not compiled beside a run, whose timings they would spoil.
 
     Args:
-        configs: what to run, on one benchmark and the same seeds.
+        groups: what to run, on one benchmark, each with the seeds of ``inputs``.
         inputs: from ``place``.
 
     Yields:
-        One program per configuration.
+        One program per group.
 
     Raises:
         UserError: hyper-parameters that do not fit together.
     """
-    for config in configs:
-        check_memory(config, inputs.form.image_shape)
+    for group in groups:
+        check_memory(group[0], len(inputs.seeds), inputs.form.image_shape)
     start = time.perf_counter()
     evaluations: dict[str, Any] = {}
 
-    def trace(config):
-        own, state, subject_fn = functions(config, inputs)
+    def trace(group):
+        rates, own, state, subject_fn = functions(group, inputs)
         evaluate, arguments = own.pop("evaluate")
         form = f"{jax.tree.structure(arguments[2])} {jax.tree.leaves(arguments[2])}"
         if form not in evaluations:
             evaluations[form] = evaluate.trace(*arguments)
         traced = {name: fn.trace(*arguments) for name, (fn, arguments) in own.items()}
-        return traced, form, state, subject_fn
+        return traced, form, state, subject_fn, rates
 
     all_traced = []
-    for config in configs:
+    for group in groups:
         try:
-            all_traced.append(trace(config))
+            all_traced.append(trace(group))
         except (TypeError, ValueError) as error:
-            raise UserError(f"method {config.method!r}: {error}") from error
+            raise UserError(f"method {group[0].method!r}: {error}") from error
     compiled: dict[str, Any] = {}
-    for own, form, state, subject_fn in all_traced:
+    for group, (own, form, state, subject_fn, rates) in zip(
+        groups, all_traced, strict=True
+    ):
         todo = own if form in compiled else own | {"evaluate": evaluations[form]}
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             made = pool.map(lambda each: each.lower().compile(), todo.values())
             done = dict(zip(todo, made, strict=True))
         evaluate = compiled.setdefault(form, done.get("evaluate"))
         yield Program(
-            functools.partial(done["init"], inputs.seeds),
+            sum(len(config.seeds) for config in group),
+            rates,
+            functools.partial(done["init"], rates, inputs.seeds),
             state,
             done["train"],
             evaluate,
@@ -245,19 +277,21 @@ class Probe(NamedTuple):
 
 def _probed_task(config, program, inputs, state, task) -> tuple[Any, Any, list[Probe]]:
     """Trains one task in parts, and probes after each."""
-    shared, streams, seeds = inputs.shared, inputs.streams, inputs.seeds
+    data = program.rates, inputs.shared, inputs.streams, inputs.seeds
     size = batches_per_part(config)
     num_batches = -(-config.benchmark.rows_per_task // config.hyper.batch_size)
     seen = np.arange(config.benchmark.num_tasks) <= task
     probes, infos = [], []
     for first in range(0, num_batches, size):
         where = np.int32(task), np.int32(first)
-        state, info = program.train_part(shared, streams, seeds, state, *where)
+        state, info = program.train_part(*data, state, *where)
         infos.append(info)
         last = np.int32(task), np.int32(first + size - 1)
-        fast = program.look_ahead(shared, streams, seeds, state, *last)
+        fast = program.look_ahead(*data, state, *last)
         slow_accuracy, fast_accuracy = (
-            placement.gather(program.evaluate(shared, streams, weights, seen))[0]
+            placement.gather(
+                program.evaluate(inputs.shared, inputs.streams, weights, seen)
+            )[0]
             for weights in (program.subject(state), fast)
         )
         num_updates = (task * num_batches + first + size) * config.hyper.glances
@@ -304,7 +338,7 @@ def train(
     """Runs all tasks in order and yields the result of each, task -1 first.
 
     Args:
-        config: what to run.
+        config: what to run, the first of its group.
         program: from ``compile_programs``.
         inputs: from ``place``.
         state: to go on from, [S, ...]; None: the initial one.
@@ -313,7 +347,7 @@ def train(
     Yields:
         One ``TaskResult`` per task; a diverged seed has NaN accuracies from then on.
     """
-    num_seeds = len(config.seeds)
+    num_seeds = program.num_seeds
     shared, streams, seeds = inputs.shared, inputs.streams, inputs.seeds
     if state is None:
         state = program.init()
@@ -327,7 +361,7 @@ def train(
             state, info, probes = _probed_task(config, program, inputs, state, task)
         elif task >= 0:
             state, info = program.train_task(
-                shared, streams, seeds, state, np.int32(task)
+                program.rates, shared, streams, seeds, state, np.int32(task)
             )
             jax.block_until_ready(state)
         trained, train_cpu_s = time.perf_counter(), time.process_time() - cpu

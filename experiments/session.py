@@ -1,7 +1,6 @@
 """Runs methods one after the other, shows progress and writes run folders."""
 
 import contextlib
-import dataclasses
 import datetime
 import os
 import platform
@@ -11,10 +10,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,12 +26,19 @@ from rich.progress import (
 )
 
 import lamaml_jax as lm
-from experiments import placement, run_folder, runner
+from experiments import benchmarks, placement, run_folder, runner
 from experiments.checkpoints import Checkpoint, Checkpoints
-from experiments.config import RunConfig, num_meta_updates
-from experiments.history import History, join, num_tasks, of_result, to_arrays
+from experiments.config import RunConfig, config_record, num_meta_updates
+from experiments.data import sources
+from experiments.history import (
+    History,
+    join,
+    num_tasks,
+    of_result,
+    of_seeds,
+    to_arrays,
+)
 
-FORMAT_VERSION = 1
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
@@ -58,27 +65,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def config_record(config: RunConfig) -> dict[str, Any]:
-    """Flattens a configuration to what ``config.json`` stores."""
-    benchmark = dataclasses.asdict(config.benchmark)
-    name = benchmark.pop("name")
-    hyper = dataclasses.asdict(config.hyper)
-    return {
-        "format_version": FORMAT_VERSION,
-        "benchmark": name,
-        "method": config.method,
-        "seeds": list(config.seeds),
-        "stream_seed": config.stream_seed,
-        "setting": config.setting,
-        "passes": config.passes,
-        "probes": config.probes,
-        "alignment": config.alignment,
-        "precision": config.precision,
-        **benchmark,
-        **{key: value for key, value in hyper.items() if value is not None},
-    }
-
-
 @contextlib.contextmanager
 def _progress(config: RunConfig, console: Console) -> Iterator[Any]:
     columns = (
@@ -97,13 +83,13 @@ def _progress(config: RunConfig, console: Console) -> Iterator[Any]:
 
 
 def _note(
-    config: RunConfig, task: int, retained_accuracy: np.ndarray, train_s: float
+    config: RunConfig, num_seeds: int, task: int, retained: np.ndarray, train_s: float
 ) -> str:
-    updates = num_meta_updates(config) * len(config.seeds)
+    updates = num_meta_updates(config) * num_seeds
     updates = updates * (task + 1) / config.benchmark.num_tasks
-    finite = retained_accuracy[np.isfinite(retained_accuracy)]
-    retained = f"{100 * finite.mean():5.1f} %" if finite.size else "n/a"
-    return f"{updates / max(train_s, 1e-9):6.0f} updates/s  RA {retained}"
+    finite = retained[np.isfinite(retained)]
+    shown = f"{100 * finite.mean():5.1f} %" if finite.size else "n/a"
+    return f"{updates / max(train_s, 1e-9):6.0f} updates/s  RA {shown}"
 
 
 def _evaluation_records(
@@ -141,120 +127,149 @@ def _summary(
     }
 
 
+class Part(NamedTuple):
+    """One run of a group, and where it is written."""
+
+    config: RunConfig
+    folder: Path
+
+
+def _seeds_of_parts(parts: Sequence[Part]) -> list[slice]:
+    """Places of each part's seeds among those of the group."""
+    ends = np.cumsum([len(part.config.seeds) for part in parts])
+    return [
+        slice(int(end) - len(part.config.seeds), int(end))
+        for end, part in zip(ends, parts, strict=True)
+    ]
+
+
 def _host_state(state: Any, num_seeds: int) -> Any:
     """Copies a learner's state, without the padding of seeds; of all processes."""
     whole = placement.gather(state)
     return jax.tree.map(lambda leaf: np.array(leaf)[:num_seeds], whole)
 
 
-def _state_like(config: RunConfig, program: runner.Program) -> Any:
+def _state_like(program: runner.Program) -> Any:
     """Returns zeros like a learner's state, without the padding of seeds."""
-    num_seeds = len(config.seeds)
     return jax.tree.map(
-        lambda x: np.zeros((num_seeds, *x.shape[1:]), x.dtype), program.state
+        lambda x: np.zeros((program.num_seeds, *x.shape[1:]), x.dtype), program.state
     )
 
 
 def _open(
-    config: RunConfig,
+    parts: Sequence[Part],
     program: runner.Program,
     checkpoints: Checkpoints,
-    folder: Path,
     console: Console,
-) -> Checkpoint | None:
-    """Starts a run folder, or finds where an interrupted run can go on, and tells."""
-    record = config_record(config)
-    progress = run_folder.progress(folder, record)
-    if progress == run_folder.Progress.COMPLETE:
-        raise run_folder.RunFolderError(f"{folder}: complete; give another --out")
-    if progress == run_folder.Progress.NEW:
-        run_folder.create(folder, record, environment())
-        return None
-    found = checkpoints.latest(
-        _state_like(config, program),
-        lambda text: console.print(f"{folder}: {text}", soft_wrap=True),
-    )
-    done = 0 if found is None else num_tasks(found.history)
-    place = f"task {done}" if done else "the beginning"
-    console.print(f"{folder}: was interrupted, goes on from {place}", soft_wrap=True)
-    run_folder.reopen(folder, environment(), done)
-    return found
+) -> tuple[Checkpoint | None, list[bool]]:
+    """Starts run folders, or finds where an interrupted group can go on, and tells.
+
+    Returns:
+        The checkpoint, and which parts are still to be written.
+    """
+    stored = [config_record(part.config) for part in parts]
+    done = [
+        run_folder.progress(part.folder, record)
+        for part, record in zip(parts, stored, strict=True)
+    ]
+    if all(progress == run_folder.Progress.COMPLETE for progress in done):
+        raise run_folder.RunFolderError(
+            f"{parts[0].folder}: complete; give another --out"
+        )
+    found = None
+    if run_folder.Progress.NEW not in done:  # a new folder lacks the lines so far
+        found = checkpoints.latest(
+            _state_like(program),
+            lambda text: console.print(f"{parts[0].folder}: {text}", soft_wrap=True),
+        )
+    num_done = 0 if found is None else num_tasks(found.history)
+    for part, record, progress in zip(parts, stored, done, strict=True):
+        if progress == run_folder.Progress.NEW:
+            run_folder.create(part.folder, record, environment())
+        elif progress == run_folder.Progress.INTERRUPTED:
+            place = f"task {num_done}" if num_done else "the beginning"
+            text = f"{part.folder}: was interrupted, goes on from {place}"
+            console.print(text, soft_wrap=True)
+            run_folder.reopen(part.folder, environment(), num_done)
+    return found, [progress != run_folder.Progress.COMPLETE for progress in done]
 
 
-def _start(
-    config: RunConfig, program: runner.Program, found: Checkpoint | None
-) -> tuple[Any, ...]:
-    """Tells every process where the first one found that the run goes on."""
+def _start(program: runner.Program, found: Checkpoint | None) -> tuple[Any, ...]:
+    """Tells every process where the first one found that the group goes on."""
     first = -1 if found is None else num_tasks(found.history)
     first = int(placement.from_first_process(np.int32(first)))
     if first < 0:
         return ()
-    state = _state_like(config, program) if found is None else found.state
+    state = _state_like(program) if found is None else found.state
     return placement.from_first_process(state), first
 
 
 def _finish(
-    config: RunConfig,
+    part: Part,
+    place: slice,
     program: runner.Program,
     inputs: runner.Inputs,
-    folder: Path,
     whole: History,
 ) -> list[int]:
     """Writes what a whole run measured, and returns the seeds that diverged."""
-    finite = whole["finite"][-1]
+    config = part.config
+    own = of_seeds(whole, place)
+    finite = own["finite"][-1]
     diverged = [s for s, ok in zip(config.seeds, finite, strict=True) if not ok]
-    arrays = to_arrays(whole) | {"seeds": np.asarray(config.seeds, np.int32)}
-    cpu_s = float(whole["train_cpu_s"].sum())  # of this process
+    arrays = to_arrays(own) | {"seeds": np.asarray(config.seeds, np.int32)}
+    cpu_s = float(whole["train_cpu_s"].sum())  # of this process, all seeds
     timing = {
         "compile_s": program.compile_s,
         "train_s": float(whole["train_s"].sum()),
         "train_cpu_s_per_seed": cpu_s / placement.num_own(inputs.seeds),
         "evaluate_s": float(whole["evaluate_s"].sum()),
+        "seeds_side_by_side": program.num_seeds,
     }
     summary = _summary(
         arrays["accuracy"], arrays["initial_accuracy"], diverged, config, timing
     )
     if "step_size_quantiles" in arrays:
         summary["step_size_leaves"] = runner.leaf_names(program)
-    run_folder.finish(folder, arrays, summary)
+    run_folder.finish(part.folder, arrays, summary)
     return diverged
 
 
-def run_method(
-    config: RunConfig,
+def run_group(
+    parts: Sequence[Part],
     program: runner.Program,
     inputs: runner.Inputs,
-    folder: Path,
     console: Console,
     checkpoint_s: float,
-) -> list[int]:
-    """Trains one method on all seeds and writes its run folder.
+) -> list[list[int]]:
+    """Trains a group of runs side by side and writes their run folders.
 
-    In a run of several processes all call it, and the first one writes.
+    Checkpoints are in the first part's folder, which is completed last. In a run of
+    several processes all call this, and the first one writes.
 
     Args:
-        config: what to run.
-        program: from ``runner.compile_programs``.
+        parts: what to run; they differ in ``hyperparameters.RATES`` only. Their folders
+            are new, or of the same runs, interrupted; those then go on from the latest
+            checkpoint and end with the numbers of runs that were not interrupted.
+        program: from ``runner.compile_programs`` for their configurations.
         inputs: from ``runner.place``.
-        folder: new, or of the same run, interrupted; it then goes on from the latest
-            checkpoint and ends with the numbers of a run that was not interrupted.
         console: where progress is shown.
         checkpoint_s: seconds between two checkpoints at least.
 
     Returns:
-        The seeds that diverged; in the first process only.
+        The seeds of each part that diverged; in the first process only.
 
     Raises:
-        RunFolderError: the folder cannot be written, or holds a complete run.
+        RunFolderError: a folder cannot be written, or all hold complete runs.
     """
+    config, folder = parts[0]
+    places = _seeds_of_parts(parts)
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, checkpoint_s)
-    writes = placement.is_first_process()
-    found = None
-    if writes:
-        found = _open(config, program, checkpoints, folder, console)
+    found, wanted = None, [False] * len(parts)
+    if placement.is_first_process():
+        found, wanted = _open(parts, program, checkpoints, console)
     histories = [] if found is None else [found.history]
     train_s = sum(float(history["train_s"].sum()) for history in histories)
-    start = _start(config, program, found)
+    start = _start(program, found)
     with contextlib.closing(checkpoints), _progress(config, console) as show:
         for result in runner.train(config, program, inputs, *start):
             histories.append(of_result(result))
@@ -262,49 +277,72 @@ def run_method(
             if result.task < 0:
                 continue
             retained = runner.running_retained_accuracy(result.accuracy, result.task)
-            for record in _evaluation_records(
-                config, result.task, result.accuracy, retained
-            ):
-                if writes:
-                    run_folder.append_evaluation(folder, record)
-            show(result.task + 1, _note(config, result.task, retained, train_s))
+            for part, place, is_wanted in zip(parts, places, wanted, strict=True):
+                lines = _evaluation_records(
+                    part.config, result.task, result.accuracy[place], retained[place]
+                )
+                for line in lines if is_wanted else ():
+                    run_folder.append_evaluation(part.folder, line)
+            num_seeds = program.num_seeds
+            show(
+                result.task + 1,
+                _note(config, num_seeds, result.task, retained, train_s),
+            )
             is_due = bool(placement.from_first_process(np.bool_(checkpoints.is_due())))
             if is_due and result.task + 1 < config.benchmark.num_tasks:
-                state = _host_state(result.state, len(config.seeds))
-                if writes:
+                state = _host_state(result.state, num_seeds)
+                if any(wanted):
                     checkpoints.save(Checkpoint(state, join(histories)))
-    if not writes:
-        return []
-    return _finish(config, program, inputs, folder, join(histories))
+    whole = join(histories)
+    diverged: list[list[int]] = [[] for _ in parts]
+    for n in reversed(range(len(parts))):
+        if wanted[n]:
+            diverged[n] = _finish(parts[n], places[n], program, inputs, whole)
+    return diverged
 
 
-def run_methods(
-    todo: Sequence[tuple[RunConfig, Path]],
-    inputs: runner.Inputs,
+def run_groups(
+    groups: Sequence[Sequence[Part]],
+    source: sources.Source,
+    mesh: Mesh,
     console: Console,
     checkpoint_s: float,
-) -> dict[str, list[int]]:
-    """Runs methods on one benchmark, one after the other.
+) -> dict[Path, list[int]]:
+    """Runs groups on one benchmark, one after the other.
 
     Args:
-        todo: what to run, and its folder; on the same seeds.
-        inputs: from ``runner.place``.
+        groups: what to run, on the same seeds and the same streams.
+        source: data set of the benchmark.
+        mesh: from ``placement.make_mesh``.
         console: where progress is shown.
         checkpoint_s: seconds between two checkpoints at least.
 
     Returns:
-        The seeds that diverged, by method.
+        The seeds that diverged, by folder.
 
     Raises:
-        UserError: hyper-parameters that do not fit together, or a folder that cannot
-            be written.
+        UserError: sizes or hyper-parameters that do not fit together, or a folder that
+            cannot be written.
     """
-    programs = runner.compile_programs([config for config, _ in todo], inputs)
-    diverged = {}
-    for config, folder in todo:
-        with console.status(f"compiling {config.method}"):
-            program = next(programs)
-        diverged[config.method] = run_method(
-            config, program, inputs, folder, console, checkpoint_s
+    diverged: dict[Path, list[int]] = {}
+    for size in dict.fromkeys(len(parts) for parts in groups):
+        same = [list(parts) for parts in groups if len(parts) == size]
+        config = same[0][0].config
+        seeds = config.seeds * size
+        data = benchmarks.draw(
+            config.benchmark,
+            source,
+            placement.own_seeds(seeds, mesh),
+            config.stream_seed,
+            config.evaluate_on,
         )
+        inputs = runner.place(data, seeds, mesh)
+        configs = [[part.config for part in parts] for parts in same]
+        programs = runner.compile_programs(configs, inputs)
+        for parts in same:
+            with console.status(f"compiling {parts[0].config.method}"):
+                program = next(programs)
+            lost = run_group(parts, program, inputs, console, checkpoint_s)
+            folders = [part.folder for part in parts]
+            diverged |= dict(zip(folders, lost, strict=True))
     return diverged

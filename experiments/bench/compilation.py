@@ -34,7 +34,7 @@ configs = [
     RunConfig(chosen, method, seeds, hyper)
     for method, hyper in zip(methods, presets.resolve(benchmark, methods, {}))
 ]
-programs = runner.compile_programs(configs, inputs)
+programs = runner.compile_programs([[config] for config in configs], inputs)
 first = next(programs)
 ready = time.perf_counter()
 others = [program.compile_s for program in programs]

@@ -49,8 +49,9 @@ class Job:
         data = benchmarks.draw(benchmark, source, self.config.seeds)
         mesh = make_mesh(devices)
         self.inputs = runner.place(data, self.config.seeds, mesh)
-        (self.program,) = runner.compile_programs([self.config], self.inputs)
-        self._data = self.inputs.shared, self.inputs.streams, self.inputs.seeds
+        (self.program,) = runner.compile_programs([[self.config]], self.inputs)
+        inputs = self.inputs
+        self._data = self.program.rates, inputs.shared, inputs.streams, inputs.seeds
         self._state = self.program.init()
 
     def train(self, first: int, tasks: int) -> Any:

@@ -7,11 +7,15 @@ classes of its own, which rows to show and test, and the order of the classes.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+
+Seed = int | Sequence[int]
+"""What numpy makes a generator from."""
 
 
 class Stream(NamedTuple):
@@ -74,7 +78,7 @@ def _check_sizes(
 
 
 def _generators(
-    seed: int, map_seed: int | None
+    seed: Seed, map_seed: Seed | None
 ) -> tuple[np.random.Generator, np.random.Generator]:
     """Independent generators of rows and of pixel maps."""
     rows, maps = np.random.SeedSequence(seed).spawn(2)
@@ -114,14 +118,14 @@ def rotation_map(angle: float, image_shape: tuple[int, int]) -> np.ndarray:
 
 
 def rotation_stream(
-    seed: int,
+    seed: Seed,
     *,
     num_rows_available: int,
     num_tasks: int,
     rows_per_task: int,
     image_shape: tuple[int, int],
     max_angle: float = 180.0,
-    map_seed: int | None = None,
+    map_seed: Seed | None = None,
 ) -> Stream:
     """Tasks that turn the images by growing angles.
 
@@ -156,13 +160,13 @@ def rotation_stream(
 
 
 def permutation_stream(
-    seed: int,
+    seed: Seed,
     *,
     num_rows_available: int,
     num_tasks: int,
     rows_per_task: int,
     image_shape: tuple[int, int],
-    map_seed: int | None = None,
+    map_seed: Seed | None = None,
 ) -> Stream:
     """Tasks that permute the pixels, each with a permutation of its own.
 
@@ -221,7 +225,7 @@ def check_class_split(num_classes: int, classes_per_task: int, num_tasks: int) -
 
 
 def split_stream(
-    seed: int,
+    seed: Seed,
     *,
     train_labels: np.ndarray,
     test_labels: np.ndarray,
@@ -230,7 +234,7 @@ def split_stream(
     num_tasks: int,
     rows_per_task: int,
     validation_fraction: float = 0.1,
-    map_seed: int | None = None,
+    map_seed: Seed | None = None,
 ) -> Stream:
     """Tasks that each have classes of their own.
 

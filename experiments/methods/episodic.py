@@ -10,7 +10,7 @@ import optax
 
 import lamaml_jax as lm
 from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
+from experiments.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
 from experiments.methods.projection import end_of, project, project_on_mean
 from experiments.methods.ring import RingMemory, init_memory, store
@@ -229,8 +229,7 @@ def gem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         Lopez-Paz and Ranzato 2017, arXiv:1706.08840. Gradients are clipped as in Gupta
         et al. 2020, arXiv:2007.13904: each on its own, and not after the projection.
     """
-    if hyper.margin is None or hyper.margin < 0:
-        raise UserError(f"margin: expected at least 0, received {hyper.margin}")
+    check_given(hyper, "margin")
     _check("gem", problem, hyper)
 
     def start(weights):

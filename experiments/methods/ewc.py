@@ -8,7 +8,7 @@ import optax
 
 import lamaml_jax as lm
 from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
+from experiments.hyperparameters import Hyperparameters, check_given
 from experiments.methods.descent import clipped_sgd
 from experiments.methods.problem import Problem
 
@@ -131,7 +131,7 @@ def ewc(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     task's first rows, and has no half; its ``memory_strength`` is not our ``penalty``.
 
     Raises:
-        UserError: ``fisher_rows`` < 1 or ``penalty`` < 0.
+        UserError: ``fisher_rows`` < 1, or no ``penalty``.
 
     References:
         Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3.
@@ -139,8 +139,7 @@ def ewc(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     size, scale = hyper.fisher_rows, hyper.penalty
     if size is None or size < 1:
         raise UserError(f"fisher_rows: expected at least 1, received {size}")
-    if scale is None or not scale >= 0:
-        raise UserError(f"penalty: expected at least 0, received {scale}")
+    check_given(hyper, "penalty")
     tx = clipped_sgd(hyper)
 
     def init(key: lm.Key, weights: lm.Params) -> EwcState:

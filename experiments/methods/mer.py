@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import lamaml_jax as lm
 from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
+from experiments.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
 
 
@@ -116,10 +116,7 @@ def make_round(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]
 def _check(hyper: Hyperparameters) -> None:
     if hyper.rounds is None or hyper.rounds < 1:
         raise UserError(f"rounds: expected at least 1, received {hyper.rounds}")
-    for name in ("within_rate", "across_rate"):
-        rate = getattr(hyper, name)
-        if rate is None or not rate > 0:
-            raise UserError(f"{name}: expected a number above 0, received {rate}")
+    check_given(hyper, "within_rate", "across_rate")
 
 
 def _summary(info: StepInfo, row_masks: jax.Array, mask: lm.Mask) -> MerInfo:
@@ -149,7 +146,7 @@ def mer(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         epochs, where the published code would.
 
     Raises:
-        UserError: ``rounds`` < 1, or a share that is not above 0.
+        UserError: ``rounds`` < 1, or a share that is not given.
     """
     _check(hyper)
     reservoir = lm.make_reservoir(

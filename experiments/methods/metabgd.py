@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import lamaml_jax as lm
 from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
+from experiments.hyperparameters import Hyperparameters, check_given
 from experiments.methods.descent import clip_by_norm
 from experiments.methods.problem import Problem
 
@@ -134,10 +134,7 @@ def normal_like(key: lm.Key, tree: Any) -> Any:
 def _check(hyper: Hyperparameters) -> None:
     if hyper.mc_samples is None or hyper.mc_samples < 1:
         raise UserError(f"mc_samples: expected at least 1, received {hyper.mc_samples}")
-    for name in ("std_init", "mean_learning_rate"):
-        value = getattr(hyper, name)
-        if value is None or not value > 0:
-            raise UserError(f"{name}: expected a number above 0, received {value}")
+    check_given(hyper, "std_init", "mean_learning_rate")
 
 
 def metabgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:

@@ -36,4 +36,5 @@ DEFAULTS = {
     "probes": False,
     "alignment": False,
     "precision": "float32",
+    "evaluate_on": "test",
 }

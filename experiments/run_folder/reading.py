@@ -126,7 +126,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise _bad(folder, layout.CONFIG, f"names a seed twice: {seeds}")
     if not (_whole(num_tasks) and num_tasks >= 1):
         raise _bad(folder, layout.CONFIG, f"has no valid num_tasks: {num_tasks!r}")
-    for key in ("setting", "passes"):
+    for key in ("setting", "passes", "evaluate_on"):
         if not isinstance(config.get(key, ""), str):
             raise _bad(folder, layout.CONFIG, f"has no valid {key}: {config[key]!r}")
     if "inner_steps" in config:  # all early runs with inner steps were of one head

@@ -27,7 +27,7 @@ def test_retained_accuracy_is_that_of_a_plain_loop(method):
     config = RunConfig(benchmark, method, SEEDS, hyper)
     data = benchmarks.load(benchmark, SEEDS)
     inputs = runner.place(data, SEEDS, placement.make_mesh(1))
-    (program,) = runner.compile_programs([config], inputs)
+    (program,) = runner.compile_programs([[config]], inputs)
     matrix = np.stack([r.accuracy for r in runner.train(config, program, inputs)], 1)
     matrix = matrix[:, 1:]
     learnt = np.diagonal(matrix, axis1=1, axis2=2).mean()

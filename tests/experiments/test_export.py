@@ -30,7 +30,7 @@ def small_inputs(name, data=None, **sizes):
 def lower(benchmark, method, inputs, **options):
     (hyper,) = presets.resolve(benchmark.name, [method], {})
     config = RunConfig(benchmark, method, (0, 1), hyper, **options)
-    fn, arguments = runner.functions(config, inputs).jitted["train"]
+    fn, arguments = runner.functions([config], inputs).jitted["train"]
     return jax.export.export(fn, platforms=["tpu", "cuda"])(*arguments)
 
 

@@ -234,7 +234,7 @@ def test_interpolation_of_equal_weights_is_exact():
     [
         ({"rounds": 0}, "rounds: .* received 0"),
         ({"rounds": None}, "rounds: .* received None"),
-        ({"within_rate": 0.0}, "within_rate: .* received 0.0"),
+        ({"within_rate": None}, "within_rate: .* received None"),
         ({"across_rate": None}, "across_rate: .* received None"),
     ],
 )

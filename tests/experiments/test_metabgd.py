@@ -241,7 +241,7 @@ def test_reservoir_stays_in_place(full_compile):
     [
         ({"mc_samples": 0}, "mc_samples: .* received 0"),
         ({"mc_samples": None}, "mc_samples: .* received None"),
-        ({"std_init": 0.0}, "std_init: .* received 0.0"),
+        ({"std_init": None}, "std_init: .* received None"),
         ({"mean_learning_rate": None}, "mean_learning_rate: .* received None"),
     ],
 )

@@ -124,7 +124,7 @@ def test_rows_are_shared_in_the_compiled_program(quick_compile):
     for per_seed in (1, 2):
         mesh = placement.make_mesh(2, per_seed)
         inputs = runner.place(data, config.seeds, mesh)
-        (program,) = runner.compile_programs([config], inputs)
+        (program,) = runner.compile_programs([[config]], inputs)
         texts.append(program.train_task.as_text())
     alone, shared = texts
     assert "all-reduce" in shared and "all-reduce" not in alone

@@ -201,9 +201,11 @@ def test_settings_are_read_by_type():
     [
         ("momentum", "expected NAME=VALUE"),
         ("speed=3", "expected NAME=VALUE.*momentum"),
-        ("rounds=many", "rounds: expected int, received 'many'"),
-        ("rounds=1.5", "rounds: expected int"),
+        ("rounds=many", "rounds: expected a whole number, received 'many'"),
+        ("rounds=1.5", "rounds: expected a whole number, received 1.5"),
         ("first_order=1", "first_order: expected true or false"),
+        ("rounds=", "rounds has no value"),
+        ("rounds=[", "--set: rounds: "),
     ],
 )
 def test_wrong_settings_are_errors(setting, message):

@@ -48,13 +48,15 @@ def make_inputs(config, num_devices=2):
 def case(request):
     config = make_config(request.param, **CONFIGS[request.param])
     inputs = make_inputs(config)
-    (program,) = runner.compile_programs([config], inputs)
+    (program,) = runner.compile_programs([[config]], inputs)
     return config, program, inputs
 
 
 def run(case, folder, text=None):
+    config, program, inputs = case
     console = Console(file=text or io.StringIO(), width=200)
-    return session.run_method(*case, folder, console, checkpoint_s=0)
+    parts = [session.Part(config, folder)]
+    return session.run_group(parts, program, inputs, console, checkpoint_s=0)
 
 
 def interrupt(case, folder, num_tasks, monkeypatch):
@@ -109,7 +111,7 @@ def test_a_run_interrupted_twice_ends_bit_for_bit_the_same(case, tmp_path, monke
 def er():
     config = make_config("er")
     inputs = make_inputs(config)
-    (program,) = runner.compile_programs([config], inputs)
+    (program,) = runner.compile_programs([[config]], inputs)
     return config, program, inputs
 
 
@@ -137,7 +139,7 @@ def test_the_number_of_devices_may_change(er, tmp_path, monkeypatch):
     interrupt(er, tmp_path / "parts", 3, monkeypatch)
     config = er[0]
     inputs = make_inputs(config, num_devices=1)
-    (program,) = runner.compile_programs([config], inputs)
+    (program,) = runner.compile_programs([[config]], inputs)
     run((config, program, inputs), tmp_path / "parts")
     # One device runs the same program for a seed, if XLA is so kind; allow a row.
     rows = config.benchmark.rows_per_task

@@ -33,7 +33,7 @@ def run(config, num_devices=1, platform="cpu"):
     data = benchmarks.load(config.benchmark, config.seeds)
     inputs = runner.place(data, config.seeds, placement.make_mesh(num_devices))
     inputs = inputs._replace(platform=platform)
-    (program,) = runner.compile_programs([config], inputs)
+    (program,) = runner.compile_programs([[config]], inputs)
     return list(runner.train(config, program, inputs))
 
 
@@ -116,7 +116,7 @@ def test_a_diverged_seed_is_marked_and_leaves_the_others_alone(results):
     config = tiny(method="online", learning_rate=0.1)
     data = benchmarks.load(config.benchmark, config.seeds)
     inputs = runner.place(data, config.seeds, placement.make_mesh(1))
-    (program,) = runner.compile_programs([config], inputs)
+    (program,) = runner.compile_programs([[config]], inputs)
     clean = list(runner.train(config, program, inputs))
 
     def poisoned():
@@ -269,4 +269,4 @@ def test_sizes_and_rates_out_of_range_are_errors(overrides, name):
 
 def test_reservoir_larger_than_memory_is_an_error():
     with pytest.raises(UserError, match=r"capacity: 2000000000 rows.*GiB"):
-        check_memory(tiny(capacity=2_000_000_000), (64,))
+        check_memory(tiny(capacity=2_000_000_000), 3, (64,))

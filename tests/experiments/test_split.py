@@ -138,7 +138,7 @@ def tiny(method="lamaml", setting="aware", passes="single", **overrides):
 def accuracies(config):
     data = benchmarks.draw(config.benchmark, source(), config.seeds)
     inputs = runner.place(data, config.seeds, placement.make_mesh(1))
-    (program,) = runner.compile_programs([config], inputs)
+    (program,) = runner.compile_programs([[config]], inputs)
     return np.stack([r.accuracy for r in runner.train(config, program, inputs)], axis=1)
 
 
