@@ -298,6 +298,29 @@ def run(
     ] = None,
     fresh: Fresh = False,
     checkpoint_every: CheckpointEvery = 60.0,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard", help="Also write event files to each run's folder."
+        ),
+    ] = False,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Also call this function with a run's folder and every new line of "
+            "its evaluations.jsonl, as a dict; repeat it for several.",
+            show_default=False,
+        ),
+    ] = None,
+    debug_checks: Annotated[
+        bool,
+        typer.Option(
+            "--debug-checks",
+            help="If a seed diverges, find the line of code where its first NaN "
+            "comes from.",
+        ),
+    ] = False,
     data_dir: DataDir = None,
     precision: PrecisionOption = None,
     compile_cache: CompileCache = True,
@@ -419,9 +442,14 @@ def run(
             "objective": objective,
         }
     )
-    from experiments import hyperparameters, placement, request, session
+    from experiments import hyperparameters, loggers, placement, request, session
     from experiments.data import sources
 
+    if debug_checks and distributed:
+        raise UserError("--debug-checks: not with --distributed; run it in one process")
+    told = [loggers.load(text) for text in logger or []]
+    if tensorboard:
+        told.append(loggers.tensorboard())
     stored = {} if config is None else request.read_file(config)
     asked = request.make_request(stored | given | hyperparameters.parse(settings or []))
     request.configs(asked)
@@ -457,9 +485,8 @@ def run(
     diverged = {}
     if todo:
         console.print(f"[bold]{name}[/]: results in {out}", soft_wrap=True)
-        diverged = session.run_groups(
-            todo, source, device_mesh, console, checkpoint_every
-        )
+        watch = session.Watch(console, checkpoint_every, tuple(told), debug_checks)
+        diverged = session.run_groups(todo, source, device_mesh, watch)
     if not placement.is_first_process():
         return
     from experiments import report as reporting
@@ -578,7 +605,8 @@ def sweep(
         ]
         todo = _incomplete(list(sweeping.groups(parts, at_a_time)))
         console.print(f"[bold]{name}[/]: {len(parts)} points; results in {out}")
-        diverged |= session.run_groups(todo, source, mesh, console, checkpoint_every)
+        watch = session.Watch(console, checkpoint_every)
+        diverged |= session.run_groups(todo, source, mesh, watch)
     _tell_diverged(diverged)
     sweeping.leaderboard(folders, out, console)
 
@@ -743,12 +771,20 @@ def _fail(message: str) -> None:
 
 
 def main() -> None:
-    """Runs the command line; a ``UserError`` is one line and exit status 2."""
+    """Runs the command line; a ``UserError`` is one line and exit status 2.
+
+    A run that was stopped by a signal ends with 128 plus its number, 130 for Ctrl-C.
+    """
+    from experiments.progress import Stopped
+
     try:
         app()
     except UserError as error:
         _fail(str(error))
         sys.exit(2)
+    except Stopped as stop:
+        _fail(f"{stop}; the same command goes on from here")
+        sys.exit(stop.status)
 
 
 if __name__ == "__main__":

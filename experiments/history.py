@@ -7,9 +7,9 @@ import numpy as np
 from experiments.runner import TaskResult
 
 History = dict[str, np.ndarray]
-"""``accuracy`` [N, S, T], row 0 before any training; ``finite`` [N, S]; ``train_s``,
-``train_cpu_s`` and ``evaluate_s`` [N] seconds; ``info_*`` [N - 1, S]; and whatever else
-was measured, times first and seeds second."""
+"""``accuracy`` [N, S, T], row 0 before any training; ``finite`` and ``first_bad``
+[N, S]; ``train_s``, ``train_cpu_s`` and ``evaluate_s`` [N] seconds; ``info_*``
+[N - 1, S]; and whatever else was measured, times first and seeds second."""
 
 _PER_TIME = ("train_s", "train_cpu_s", "evaluate_s")
 _INDICES = ("alignment_after", "probe_updates", "probe_tasks")
@@ -20,6 +20,7 @@ def of_result(result: TaskResult) -> History:
     history = {
         "accuracy": result.accuracy[None],
         "finite": result.finite[None],
+        "first_bad": result.first_bad[None],
         **{name: np.asarray([getattr(result, name)]) for name in _PER_TIME},
         **{f"info_{name}": value[None] for name, value in result.info.items()},
         **{name: value[None] for name, value in result.measures.items()},
@@ -62,7 +63,7 @@ def to_arrays(history: History) -> dict[str, np.ndarray]:
     measured = {
         name: value if name in _INDICES else np.moveaxis(value, 1, 0)
         for name, value in history.items()
-        if name not in ("accuracy", "finite", *_PER_TIME)
+        if name not in ("accuracy", "finite", "first_bad", *_PER_TIME)
     }
     accuracy = np.moveaxis(history["accuracy"], 1, 0)
     return {

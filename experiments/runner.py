@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import checkify
 from jax.sharding import Mesh
 
 from experiments import benchmarks, placement
@@ -34,7 +35,12 @@ class TaskResult(NamedTuple):
     info: dict[str, np.ndarray]
     """[S] means over the task of the learner's info; empty for task -1."""
     finite: np.ndarray
-    """[S] booleans: all weights are finite."""
+    """[S] booleans: all weights and all infos so far are finite."""
+    first_bad: np.ndarray
+    """[S] the first batch of the task in which an info was not finite, or -1."""
+    causes: dict[int, str]
+    """By place of a seed that diverged in this task: what produced the first NaN. Empty
+    unless asked for."""
     measures: dict[str, np.ndarray]
     """``step_size_quantiles`` [S, L, 5] and ``task_alignment`` [S, T, T], where the
     method and the program have them."""
@@ -173,17 +179,18 @@ def functions(group: Group, inputs: Inputs) -> _Functions:
     )
     wanted = np.ones(config.benchmark.num_tasks, bool)
     training = rates, shared, streams, seeds, state, np.int32(0)
-    train = with_own_rates("train_task", "-sss-", donate_argnums=4)
+    alive = placement.place_all(np.ones(len(seeds), bool), mesh)
+    train = with_own_rates("train_task", "-ssss-", donate_argnums=4)
     evaluate = over_seeds(fns.evaluate, "-ss-")
     found = {
-        "train": (train, training),
+        "train": (train, (*training[:-1], alive, np.int32(0))),
         "init": (init, (rates, seeds)),
         "evaluate": (evaluate, (shared, streams, fns.subject(state), wanted)),
     }
     if config.probes and step_sizes_of(state) is not None:
-        part = with_own_rates("train_part", "-sss--", donate_argnums=4)
+        part = with_own_rates("train_part", "-ssss--", donate_argnums=4)
         ahead = with_own_rates("look_ahead", "-sss--")
-        found["part"] = part, (*training, np.int32(0))
+        found["part"] = part, (*found["train"][1], np.int32(0))
         found["ahead"] = ahead, (*training, np.int32(0))
     if config.alignment:
         align = over_seeds(fns.alignment, "-ss")
@@ -275,17 +282,20 @@ class Probe(NamedTuple):
     """[S] the same at the fast weights after the inner steps on the latest batch."""
 
 
-def _probed_task(config, program, inputs, state, task) -> tuple[Any, Any, list[Probe]]:
+def _probed_task(
+    config, program, inputs, state, alive, task
+) -> tuple[Any, Any, np.ndarray, list[Probe]]:
     """Trains one task in parts, and probes after each."""
     data = program.rates, inputs.shared, inputs.streams, inputs.seeds
     size = batches_per_part(config)
     num_batches = -(-config.benchmark.rows_per_task // config.hyper.batch_size)
     seen = np.arange(config.benchmark.num_tasks) <= task
-    probes, infos = [], []
+    probes, infos, bad = [], [], []
     for first in range(0, num_batches, size):
         where = np.int32(task), np.int32(first)
-        state, info = program.train_part(*data, state, *where)
+        state, info, first_bad = program.train_part(*data, state, alive, *where)
         infos.append(info)
+        bad.append(placement.gather(first_bad))
         last = np.int32(task), np.int32(first + size - 1)
         fast = program.look_ahead(*data, state, *last)
         slow_accuracy, fast_accuracy = (
@@ -298,7 +308,9 @@ def _probed_task(config, program, inputs, state, task) -> tuple[Any, Any, list[P
         means = [each[:, seen].mean(axis=1) for each in (slow_accuracy, fast_accuracy)]
         probes.append(Probe(task, num_updates, *means))
     info = jax.tree.map(lambda *parts: jnp.mean(jnp.stack(parts), axis=0), *infos)
-    return state, info, probes
+    bad = np.stack(bad)
+    first_bad = np.take_along_axis(bad, np.argmax(bad >= 0, axis=0)[None], 0)[0]
+    return state, info, first_bad, probes
 
 
 def step_size_quantiles(state: Any) -> np.ndarray | None:
@@ -328,12 +340,20 @@ def leaf_names(program: Program) -> list[str]:
     return [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
 
 
+def _wait(arrays: Any) -> None:
+    """Waits for arrays in another thread, so that this one can take signals."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(jax.block_until_ready, arrays).result()
+
+
 def train(
     config: RunConfig,
     program: Program,
     inputs: Inputs,
     state: Any = None,
     first_task: int = -1,
+    finite: np.ndarray | None = None,
+    find_causes: bool = False,
 ) -> Iterator[TaskResult]:
     """Runs all tasks in order and yields the result of each, task -1 first.
 
@@ -343,11 +363,16 @@ def train(
         inputs: from ``place``.
         state: to go on from, [S, ...]; None: the initial one.
         first_task: to go on with.
+        finite: [S] seeds that have not diverged so far; None: all.
+        find_causes: keep each task's first state, and train a seed that diverges
+            again, alone and checked, to find out where its first NaN comes from.
 
     Yields:
-        One ``TaskResult`` per task; a diverged seed has NaN accuracies from then on.
+        One ``TaskResult`` per task. A seed that diverged has NaN accuracies from then
+        on and weights that no longer move; the others do not notice.
     """
     num_seeds = program.num_seeds
+    finite = np.ones(num_seeds, bool) if finite is None else finite
     shared, streams, seeds = inputs.shared, inputs.streams, inputs.seeds
     if state is None:
         state = program.init()
@@ -356,19 +381,33 @@ def train(
     for task in range(first_task, config.benchmark.num_tasks):
         info: Any = None
         probes: list[Probe] = []
+        first_bad, causes, was_finite = np.full(num_seeds, -1), {}, finite
+        before = placement.gather(state) if find_causes and task >= 0 else None
+        alive = placement.place_all(finite, inputs.mesh)
         start, cpu = time.perf_counter(), time.process_time()
         if task >= 0 and task < PROBED_TASKS and program.train_part is not None:
-            state, info, probes = _probed_task(config, program, inputs, state, task)
-        elif task >= 0:
-            state, info = program.train_task(
-                program.rates, shared, streams, seeds, state, np.int32(task)
+            state, info, first_bad, probes = _probed_task(
+                config, program, inputs, state, alive, task
             )
-            jax.block_until_ready(state)
+            first_bad = first_bad[:num_seeds]
+        elif task >= 0:
+            state, info, bad = program.train_task(
+                program.rates, shared, streams, seeds, state, alive, np.int32(task)
+            )
+            _wait(state)
+            first_bad = placement.gather(bad)[:num_seeds]
         trained, train_cpu_s = time.perf_counter(), time.process_time() - cpu
         wanted = wanted_tasks(config.benchmark, task)
-        accuracy, finite = placement.gather(
+        accuracy, weights_finite = placement.gather(
             program.evaluate(shared, streams, program.subject(state), wanted)
         )
+        finite = was_finite & weights_finite[:num_seeds] & (first_bad < 0)
+        accuracy = np.where(finite[:, None], accuracy[:num_seeds], np.nan)
+        if before is not None:
+            causes = {
+                int(place): find_cause(config, program, inputs, before, place, task)
+                for place in np.flatnonzero(was_finite & ~finite)
+            }
         means = {} if info is None else placement.gather(info)._asdict()
         measures = {}
         if (quantiles := step_size_quantiles(state)) is not None:
@@ -382,9 +421,11 @@ def train(
             measures["task_alignment"] = cosines
         yield TaskResult(
             task,
-            accuracy[:num_seeds],
+            accuracy,
             {name: value[:num_seeds] for name, value in means.items()},
-            finite[:num_seeds],
+            finite,
+            first_bad,
+            causes,
             {name: value[:num_seeds] for name, value in measures.items()},
             [
                 p._replace(slow=p.slow[:num_seeds], fast=p.fast[:num_seeds])
@@ -395,6 +436,38 @@ def train(
             evaluate_s=time.perf_counter() - trained,
             state=state,
         )
+
+
+def find_cause(
+    config: RunConfig,
+    program: Program,
+    inputs: Inputs,
+    state: Any,
+    place: int,
+    task: int,
+) -> str:
+    """Trains one seed on one task again, and tells what produced its first NaN.
+
+    Args:
+        config: what is run.
+        program: from ``compile_programs``.
+        inputs: from ``place``.
+        state: of all seeds before the task, on the host.
+        place: of the seed.
+        task: its index.
+
+    Returns:
+        A sentence with the operation and the line of code.
+    """
+    rates, streams, own, seed = jax.tree.map(
+        lambda leaf: np.asarray(leaf)[place],
+        placement.gather((program.rates, inputs.streams, state, inputs.seeds)),
+    )
+    fns = make_train(with_rates(config, rates), inputs.form, inputs.platform)
+    checked = jax.jit(checkify.checkify(fns.train_task, errors=checkify.nan_checks))
+    shared = jax.device_get(inputs.shared)
+    error, _ = checked(shared, streams, seed, own, np.bool_(True), np.int32(task))
+    return error.get() or "an infinity, without any NaN"
 
 
 def running_retained_accuracy(accuracy: np.ndarray, task: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +16,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 import lamaml_jax as lm
 from experiments import benchmarks, placement, run_folder, runner
@@ -38,6 +30,8 @@ from experiments.history import (
     of_seeds,
     to_arrays,
 )
+from experiments.loggers import Logger
+from experiments.progress import Stopped, show_progress, stop_requests
 
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
@@ -65,23 +59,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _progress(config: RunConfig, console: Console) -> Iterator[Any]:
-    columns = (
-        TextColumn("[bold]{task.description:<8}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TextColumn("tasks  {task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(
-            config.method, total=config.benchmark.num_tasks, note=""
-        )
-        yield lambda done, note: progress.update(bar, completed=done, note=note)
-
-
 def _note(
     config: RunConfig, num_seeds: int, task: int, retained: np.ndarray, train_s: float
 ) -> str:
@@ -93,21 +70,23 @@ def _note(
 
 
 def _evaluation_records(
-    config: RunConfig, task: int, accuracy: np.ndarray, retained: np.ndarray
+    config: RunConfig, result: runner.TaskResult, retained: np.ndarray, place: slice
 ) -> Iterator[dict[str, Any]]:
-    for seed, row, value in zip(config.seeds, accuracy, retained, strict=True):
+    """Yields a line for each seed of one part of a group."""
+    for n, seed in zip(range(place.start, place.stop), config.seeds, strict=True):
         yield {
             "seed": seed,
-            "task": task,
-            "accuracy": [round(float(x), 6) for x in row],
-            "retained_accuracy": round(float(value), 6),
+            "task": result.task,
+            "accuracy": [round(float(x), 6) for x in result.accuracy[n]],
+            "retained_accuracy": round(float(retained[n]), 6),
+            "train": {name: float(value[n]) for name, value in result.info.items()},
         }
 
 
 def _summary(
     accuracy: np.ndarray,
     initial: np.ndarray,
-    diverged: Sequence[int],
+    diverged: Mapping[int, dict[str, int]],
     config: RunConfig,
     timing: dict[str, float],
 ) -> dict[str, Any]:
@@ -124,7 +103,21 @@ def _summary(
         "timing": timing,
         "num_meta_updates": num_meta_updates(config),
         "diverged_seeds": list(diverged),
+        "diverged_at": {str(seed): where for seed, where in diverged.items()},
     }
+
+
+class Watch(NamedTuple):
+    """How runs are watched."""
+
+    console: Console
+    """Where progress is shown."""
+    checkpoint_s: float = 60.0
+    """Seconds between two checkpoints at least."""
+    loggers: tuple[Logger, ...] = ()
+    """Told of every line of evaluations.jsonl."""
+    find_causes: bool = False
+    """Whether the first NaN of a seed that diverges is looked for."""
 
 
 class Part(NamedTuple):
@@ -200,8 +193,10 @@ def _start(program: runner.Program, found: Checkpoint | None) -> tuple[Any, ...]
     first = int(placement.from_first_process(np.int32(first)))
     if first < 0:
         return ()
-    state = _state_like(program) if found is None else found.state
-    return placement.from_first_process(state), first
+    like = _state_like(program), np.zeros(program.num_seeds, bool)
+    own = like if found is None else (found.state, found.history["finite"][-1])
+    state, finite = placement.from_first_process(own)
+    return state, first, finite
 
 
 def _finish(
@@ -214,8 +209,12 @@ def _finish(
     """Writes what a whole run measured, and returns the seeds that diverged."""
     config = part.config
     own = of_seeds(whole, place)
-    finite = own["finite"][-1]
-    diverged = [s for s, ok in zip(config.seeds, finite, strict=True) if not ok]
+    diverged = {}
+    for n, seed in enumerate(config.seeds):
+        if not own["finite"][-1, n]:
+            task = int(np.argmin(own["finite"][:, n])) - 1
+            batch = int(own["first_bad"][task + 1, n])
+            diverged[seed] = {"task": task, "batch": batch}
     arrays = to_arrays(own) | {"seeds": np.asarray(config.seeds, np.int32)}
     cpu_s = float(whole["train_cpu_s"].sum())  # of this process, all seeds
     timing = {
@@ -231,15 +230,26 @@ def _finish(
     if "step_size_quantiles" in arrays:
         summary["step_size_leaves"] = runner.leaf_names(program)
     run_folder.finish(part.folder, arrays, summary)
-    return diverged
+    return list(diverged)
+
+
+def _tell_causes(
+    config: RunConfig, result: runner.TaskResult, seeds: np.ndarray, console: Console
+) -> None:
+    for place, cause in result.causes.items():
+        where = f"task {result.task}, batch {result.first_bad[place]}"
+        console.print(
+            f"{config.method}, seed {seeds[place]} diverged in {where}: {cause}",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def run_group(
     parts: Sequence[Part],
     program: runner.Program,
     inputs: runner.Inputs,
-    console: Console,
-    checkpoint_s: float,
+    watch: Watch,
 ) -> list[list[int]]:
     """Trains a group of runs side by side and writes their run folders.
 
@@ -252,47 +262,58 @@ def run_group(
             checkpoint and end with the numbers of runs that were not interrupted.
         program: from ``runner.compile_programs`` for their configurations.
         inputs: from ``runner.place``.
-        console: where progress is shown.
-        checkpoint_s: seconds between two checkpoints at least.
+        watch: how the runs are watched.
 
     Returns:
         The seeds of each part that diverged; in the first process only.
 
     Raises:
         RunFolderError: a folder cannot be written, or all hold complete runs.
+        Stopped: by Ctrl-C or SIGTERM; the task at hand was finished and saved.
     """
     config, folder = parts[0]
     places = _seeds_of_parts(parts)
-    checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, checkpoint_s)
+    all_seeds = np.concatenate([part.config.seeds for part in parts])
+    checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, watch.checkpoint_s)
     found, wanted = None, [False] * len(parts)
     if placement.is_first_process():
-        found, wanted = _open(parts, program, checkpoints, console)
+        found, wanted = _open(parts, program, checkpoints, watch.console)
     histories = [] if found is None else [found.history]
     train_s = sum(float(history["train_s"].sum()) for history in histories)
     start = _start(program, found)
-    with contextlib.closing(checkpoints), _progress(config, console) as show:
-        for result in runner.train(config, program, inputs, *start):
+    num_seeds, total = program.num_seeds, config.benchmark.num_tasks
+    with (
+        contextlib.closing(checkpoints),
+        show_progress(config.method, total, watch.console) as show,
+        stop_requests(watch.console) as stopped_by,
+    ):
+        results = runner.train(
+            config, program, inputs, *start, find_causes=watch.find_causes
+        )
+        for result in results:
             histories.append(of_result(result))
             train_s += result.train_s
             if result.task < 0:
                 continue
             retained = runner.running_retained_accuracy(result.accuracy, result.task)
             for part, place, is_wanted in zip(parts, places, wanted, strict=True):
-                lines = _evaluation_records(
-                    part.config, result.task, result.accuracy[place], retained[place]
-                )
+                lines = _evaluation_records(part.config, result, retained, place)
                 for line in lines if is_wanted else ():
                     run_folder.append_evaluation(part.folder, line)
-            num_seeds = program.num_seeds
-            show(
-                result.task + 1,
-                _note(config, num_seeds, result.task, retained, train_s),
-            )
-            is_due = bool(placement.from_first_process(np.bool_(checkpoints.is_due())))
-            if is_due and result.task + 1 < config.benchmark.num_tasks:
+                    for log in watch.loggers:
+                        log(part.folder, line)
+            _tell_causes(config, result, all_seeds, watch.console)
+            note = _note(config, num_seeds, result.task, retained, train_s)
+            show(result.task + 1, note)
+            is_due, signal = placement.from_first_process(
+                np.int32([checkpoints.is_due(), stopped_by()])
+            ).tolist()
+            if (is_due or signal) and result.task + 1 < total:
                 state = _host_state(result.state, num_seeds)
                 if any(wanted):
                     checkpoints.save(Checkpoint(state, join(histories)))
+                if signal:
+                    raise Stopped(signal)
     whole = join(histories)
     diverged: list[list[int]] = [[] for _ in parts]
     for n in reversed(range(len(parts))):
@@ -305,8 +326,7 @@ def run_groups(
     groups: Sequence[Sequence[Part]],
     source: sources.Source,
     mesh: Mesh,
-    console: Console,
-    checkpoint_s: float,
+    watch: Watch,
 ) -> dict[Path, list[int]]:
     """Runs groups on one benchmark, one after the other.
 
@@ -314,8 +334,7 @@ def run_groups(
         groups: what to run, on the same seeds and the same streams.
         source: data set of the benchmark.
         mesh: from ``placement.make_mesh``.
-        console: where progress is shown.
-        checkpoint_s: seconds between two checkpoints at least.
+        watch: how the runs are watched.
 
     Returns:
         The seeds that diverged, by folder.
@@ -340,9 +359,9 @@ def run_groups(
         configs = [[part.config for part in parts] for parts in same]
         programs = runner.compile_programs(configs, inputs)
         for parts in same:
-            with console.status(f"compiling {parts[0].config.method}"):
+            with watch.console.status(f"compiling {parts[0].config.method}"):
                 program = next(programs)
-            lost = run_group(parts, program, inputs, console, checkpoint_s)
+            lost = run_group(parts, program, inputs, watch)
             folders = [part.folder for part in parts]
             diverged |= dict(zip(folders, lost, strict=True))
     return diverged

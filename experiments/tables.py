@@ -23,8 +23,14 @@ def _remark(row: Row) -> str:
     used = run_folder.has_result(row.run)
     if used.all():
         return ""
-    lost = ", ".join(map(str, row.run.seeds[~used]))
-    return f"seed {lost} diverged; mean over the other {row.num_used}"
+    where = row.run.summary.get("diverged_at", {})
+    lost = [
+        f"{seed} in task {where[str(seed)]['task']}"
+        if str(seed) in where
+        else f"{seed}"
+        for seed in row.run.seeds[~used]
+    ]
+    return f"seed {', '.join(lost)} diverged; mean over the other {row.num_used}"
 
 
 def _authors(row: Row, name: str) -> str:

@@ -1,6 +1,7 @@
 """Pure functions that train one seed of a method on a benchmark."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,17 +31,19 @@ class TrainFns(NamedTuple):
     """
     init: Callable[..., Any]
     """``init(seed) -> state``."""
-    train_task: Callable[..., tuple[Any, Any]]
-    """``train_task(shared, stream, seed, state, task) -> state, info``."""
+    train_task: Callable[..., tuple[Any, Any, jax.Array]]
+    """``train_task(shared, stream, seed, state, is_alive, task) -> state, info,
+    first_bad``: means of the learner's info, and the first batch in which one of its
+    values is not finite, or -1. Weights move only where ``is_alive``."""
     subject: Callable[[Any], Any]
     """``subject(state)``: what is evaluated, the weights unless the method predicts
     with more."""
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
     """``evaluate(shared, stream, subject, wanted [T]) -> accuracy [T], finite``."""
-    train_part: Callable[..., tuple[Any, Any]]
-    """``train_part(shared, stream, seed, state, task, first) -> state, info``: the
-    ``batches_per_part`` batches from ``first`` on of a task's first epoch; all parts in
-    order are ``train_task`` of one epoch."""
+    train_part: Callable[..., tuple[Any, Any, jax.Array]]
+    """``train_part(shared, stream, seed, state, is_alive, task, first) -> state, info,
+    first_bad``: the ``batches_per_part`` batches from ``first`` on of a task's first
+    epoch; all parts in order are ``train_task`` of one epoch."""
     look_ahead: Callable[..., lm.Params]
     """``look_ahead(shared, stream, seed, state, task, index) -> fast_weights`` after
     the inner steps on batch ``index``, for methods that take inner steps."""
@@ -81,6 +84,32 @@ def _make_problem(
     )
 
 
+def unless_diverged(start: Any, state: Any, is_alive: jax.Array) -> Any:
+    """Returns a learner's state, with the weights of ``start`` unless it is alive."""
+    weights = jax.tree.map(partial(jnp.where, is_alive), state.weights, start.weights)
+    return state._replace(weights=weights)
+
+
+def summarise(info: Any) -> tuple[Any, jax.Array]:
+    """Reduces the infos of N batches.
+
+    Args:
+        info: leaves [N, ...] of any dtype.
+
+    Returns:
+        Their means, float32 scalars, and the first batch in which one is not finite, or
+        -1, an int32 scalar.
+    """
+    means = jax.tree.map(lambda x: jnp.mean(x.astype(jnp.float32)), info)
+    bad = jnp.stack(
+        [
+            jnp.any(~jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1)
+            for leaf in jax.tree.leaves(info)
+        ]
+    ).any(axis=0)
+    return means, jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)
+
+
 def _make_train_fns(
     config: RunConfig, form: DataForm, learner: lm.Learner
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -99,7 +128,7 @@ def _make_train_fns(
         mask = mask if has_padding else None
         return lm.observe_stream(shown, key, state, batches, mask, first)
 
-    def train_task(shared, stream, seed, state, task):
+    def train_task(shared, stream, seed, state, is_alive, task):
         key_of_task = task_key(seed, task)
 
         def run_epoch(state, epoch):
@@ -109,24 +138,29 @@ def _make_train_fns(
             shown = show.epoch(stream, seed, task, epoch)
             return run(shared, stream, state, key, *shown, epoch)
 
+        start = state
         if hyper.epochs == 1:
-            state, info = run_epoch(state, 0)
+            state, info = run_epoch(start, 0)
         else:
-            state, info = jax.lax.scan(run_epoch, state, jnp.arange(hyper.epochs))
+            state, info = jax.lax.scan(run_epoch, start, jnp.arange(hyper.epochs))
+            info = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), info)
         if learner.end_task is not None:
             end_key = jax.random.fold_in(key_of_task, 2**31 - 1)
             state = learner.end_task(end_key, state)
-        return state, jax.tree.map(lambda x: jnp.mean(x.astype(jnp.float32)), info)
+        return unless_diverged(start, state, is_alive), *summarise(info)
 
-    def train_part(shared, stream, seed, state, task, first):
+    def train_part(shared, stream, seed, state, is_alive, task, first):
         places, mask = show.epoch(stream, seed, task, 0)
         places, mask = jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, first, batches_per_part(config)),
             (places, mask),
         )
         key = task_key(seed, task)
-        state, info = run(shared, stream, state, key, places, mask, 0, first)
-        return state, jax.tree.map(lambda x: jnp.mean(x.astype(jnp.float32)), info)
+        start = state
+        state, info = run(shared, stream, start, key, places, mask, 0, first)
+        means, bad = summarise(info)
+        bad = jnp.where(bad < 0, bad, first + bad)
+        return unless_diverged(start, state, is_alive), means, bad
 
     return train_task, train_part
 

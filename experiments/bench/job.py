@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import benchmarks, presets, runner
+from experiments import benchmarks, placement, presets, runner
 from experiments.config import RunConfig, check_config, num_meta_updates
 from experiments.measures import batches_per_part
-from experiments.placement import make_mesh
 
 
 class Job:
@@ -47,18 +46,20 @@ class Job:
         self.config = RunConfig(benchmark, "lamaml", tuple(seeds), hyper, probes=probes)
         check_config(self.config)
         data = benchmarks.draw(benchmark, source, self.config.seeds)
-        mesh = make_mesh(devices)
+        mesh = placement.make_mesh(devices)
         self.inputs = runner.place(data, self.config.seeds, mesh)
         (self.program,) = runner.compile_programs([[self.config]], self.inputs)
         inputs = self.inputs
         self._data = self.program.rates, inputs.shared, inputs.streams, inputs.seeds
         self._state = self.program.init()
+        alive = np.ones(len(self.config.seeds), bool)
+        self._alive = placement.place_all(alive, mesh)
 
     def train(self, first: int, tasks: int) -> Any:
         """Trains on ``tasks`` tasks from ``first`` on; returns the state."""
         for task in range(first, first + tasks):
-            self._state, _ = self.program.train_task(
-                *self._data, self._state, np.int32(task)
+            self._state, *_ = self.program.train_task(
+                *self._data, self._state, self._alive, np.int32(task)
             )
         return self._state
 
@@ -71,9 +72,10 @@ class Job:
         self._state = optax.tree.set(
             self._state, num_seen=jnp.full(len(self.inputs.seeds), seen, jnp.int32)
         )
-        self._state, _ = self.program.train_part(
+        self._state, *_ = self.program.train_part(
             *self._data,
             self._state,
+            self._alive,
             np.int32(benchmark.num_tasks - 1),
             np.int32(first),
         )

@@ -229,6 +229,12 @@ def _read_summary(
         s in config["seeds"] for s in diverged
     ):
         raise _bad(folder, layout.SUMMARY, f"has no valid diverged_seeds: {diverged!r}")
+    where = summary.get("diverged_at", {})
+    if not isinstance(where, dict) or not all(
+        isinstance(place, dict) and _whole(place.get("task"))
+        for place in where.values()
+    ):
+        raise _bad(folder, layout.SUMMARY, f"has no valid diverged_at: {where!r}")
     leaves = summary.get("step_size_leaves", [])
     if "step_size_quantiles" in arrays and not (
         isinstance(leaves, list)

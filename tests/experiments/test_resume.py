@@ -56,7 +56,7 @@ def run(case, folder, text=None):
     config, program, inputs = case
     console = Console(file=text or io.StringIO(), width=200)
     parts = [session.Part(config, folder)]
-    return session.run_group(parts, program, inputs, console, checkpoint_s=0)
+    return session.run_group(parts, program, inputs, session.Watch(console, 0))
 
 
 def interrupt(case, folder, num_tasks, monkeypatch):

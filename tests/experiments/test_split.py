@@ -169,7 +169,8 @@ def test_multiple_passes_offer_rows_once_and_change_the_result():
         *(jnp.asarray(getattr(data, n)[0]) for n in feeding.StreamArrays._fields)
     )
     train_task = jax.jit(fns.train_task)
-    state, _ = train_task(shared, stream, jnp.int32(0), fns.init(jnp.int32(0)), 0)
+    start = fns.init(jnp.int32(0))
+    state, *_ = train_task(shared, stream, jnp.int32(0), start, True, 0)
     assert state.reservoir.num_seen == 34
 
 

@@ -163,6 +163,16 @@ def test_programs_depend_on_every_rate(method):
     assert used == set(functions.rates)
 
 
+def test_other_rates_are_the_same_program():
+    benchmark = small_benchmark()
+    inputs = make_inputs(benchmark, (3, 1))
+    texts = set()
+    for config in make_group("lamaml", benchmark):
+        fn, arguments = runner.functions([config], inputs).jitted["train"]
+        texts.add(fn.lower(*arguments).as_text())
+    assert len(texts) == 1
+
+
 def test_a_group_trains_as_its_runs_do_alone(quick_compile):
     benchmark = small_benchmark()
     group = make_group("lamaml", benchmark)
@@ -190,7 +200,7 @@ def test_a_group_trains_as_its_runs_do_alone(quick_compile):
 def run(parts, console):
     source = sources.load_source("digits")
     mesh = placement.make_mesh(1)
-    return session.run_groups([parts], source, mesh, console, checkpoint_s=0)
+    return session.run_groups([parts], source, mesh, session.Watch(console, 0))
 
 
 def quiet():
