@@ -23,6 +23,15 @@ def split_support(
 
     Raises:
         ValueError: K > B, or leading axes disagree.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> rows = jnp.arange(5)
+        >>> support, mask, *_ = lm.split_support(jax.random.key(0), rows, None, 2)
+        >>> print(support.shape, int(mask.sum()))
+        (2, 3) 5
     """
     (num_rows,) = checks.check_rows("batch", batch)
     checks.check_fits("inner_steps", inner_steps, "rows of batch", num_rows)
@@ -64,6 +73,14 @@ def join_replay(
 
     Raises:
         ValueError: leading axes disagree.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> old, stored = jnp.array([7, 0]), jnp.array([True, False])
+        >>> query, mask = lm.join_replay(old, stored, jnp.array([1, 2]), None)
+        >>> print(query, mask)
+        [7 1 1 2] [ True False  True  True]
     """
     (num_rows,) = checks.check_rows("batch", batch)
     if batch_mask is None:

@@ -28,6 +28,15 @@ def clip_meta_grads(
     Raises:
         ValueError: ``max_norm`` is a Python number that is not > 0.
         TypeError: the updates are not ``MetaParams``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> tx = lm.clip_meta_grads(1.0, eps=0.0)
+        >>> grads = lm.MetaParams(weights=jnp.float32(4), step_sizes=jnp.float32(0.5))
+        >>> clipped, _ = tx.update(grads, tx.init(grads))
+        >>> print(clipped.weights, clipped.step_sizes)
+        1.0 0.5
     """
     checks.check_positive("max_norm", max_norm)
 

@@ -82,6 +82,15 @@ def gradient_alignment(
         ValueError: leading axes disagree.
         TypeError: a weight or loss is not floating, a mask not boolean.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: batch @ weights
+        >>> batches = jnp.array([[[1.0, 0.0]], [[-2.0, 0.0]]])  # two tasks of one row
+        >>> print(lm.diagnostics.gradient_alignment(loss_fn, jnp.ones(2), batches))
+        [[ 1. -1.]
+         [-1.  1.]]
+
     References:
         Gupta et al. 2020, arXiv:2007.13904, section 3; Riemer et al. 2019,
         arXiv:1810.11910.

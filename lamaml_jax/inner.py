@@ -231,6 +231,16 @@ def adapt(
         ValueError: trees, shapes or leading axes disagree, or a choice is unknown.
         TypeError: a weight, step size or loss is not floating, a mask not boolean.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2 / 2
+        >>> support = jnp.ones((2, 1))  # two inner batches of one row
+        >>> start, rate = jnp.float32(0), jnp.float32(0.5)
+        >>> fast_weights, trace = lm.adapt(loss_fn, start, rate, support)
+        >>> print(fast_weights, trace.losses)
+        0.75 [0.5   0.125]
+
     References:
         Gupta et al. 2020, arXiv:2007.13904, Algorithm 1. The authors' single-head code
         uses ``rectify=True, clip=None``, their multi-head code ``rectify=False`` and an

@@ -20,6 +20,13 @@ def masked_mean(values: jax.Array, mask: types.Mask | None = None) -> jax.Array:
     Raises:
         ValueError: ``mask`` has another shape than ``values``.
         TypeError: ``mask`` is not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> values, mask = jnp.array([1.0, 2.0, 9.0]), jnp.array([True, True, False])
+        >>> print(lm.losses.masked_mean(values, mask))
+        1.5
     """
     if mask is None:
         return jnp.mean(values)
@@ -75,6 +82,14 @@ def multi_head_cross_entropy(
 
     Raises:
         ValueError: axes disagree or ``classes_per_task`` is not in [1, Y].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> logits = jnp.array([[9.0, 9.0, 1.0, 1.0]])
+        >>> labels, tasks = jnp.array([2]), jnp.array([1])
+        >>> print(lm.losses.multi_head_cross_entropy(logits, labels, tasks, 2))
+        [0.6931472]
     """
     classes_per_task = checks.check_count("classes_per_task", classes_per_task)
     checks.check_rows("(logits, labels, tasks)", (logits, labels, tasks))
@@ -103,6 +118,13 @@ def accuracy(
 
     Raises:
         ValueError: axes disagree.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> logits, labels = jnp.array([[1.0, 2.0], [3.0, 0.0]]), jnp.array([1, 1])
+        >>> print(lm.losses.accuracy(logits, labels))
+        0.5
     """
     checks.check_rows("(logits, labels)", (logits, labels))
     hits = jnp.argmax(logits, axis=-1) == labels

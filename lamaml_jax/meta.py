@@ -272,6 +272,17 @@ def meta_value_and_grad(
         ValueError: an unknown choice, trees, shapes or leading axes that disagree.
         TypeError: a weight, step size or loss is not floating, a mask not boolean.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2 / 2
+        >>> params = lm.MetaParams(weights=jnp.float32(0), step_sizes=jnp.float32(0.5))
+        >>> support, query = jnp.ones((2, 1)), jnp.ones(1)
+        >>> fn = lm.meta_value_and_grad(loss_fn)
+        >>> (loss, info), grads = fn(params, support, query)
+        >>> print(loss, grads.weights, grads.step_sizes)
+        0.078125 -0.15625 -0.375
+
     References:
         Gupta et al. 2020, arXiv:2007.13904, equations 3 to 6.
     """

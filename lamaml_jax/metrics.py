@@ -22,6 +22,13 @@ def retained_accuracy(accuracy: jax.Array) -> jax.Array:
     Raises:
         ValueError: the last two axes are not square.
         TypeError: not floating.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> accuracy = jnp.array([[0.875, 0.125], [0.5, 0.75]])
+        >>> print(lm.metrics.retained_accuracy(accuracy))
+        0.625
     """
     checks.check_accuracy(accuracy)
     return jnp.mean(jnp.asarray(accuracy)[..., -1, :], axis=-1)
@@ -43,6 +50,13 @@ def learning_accuracy(accuracy: jax.Array) -> jax.Array:
     Raises:
         ValueError: the last two axes are not square.
         TypeError: not floating.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> accuracy = jnp.array([[0.875, 0.125], [0.5, 0.75]])
+        >>> print(lm.metrics.learning_accuracy(accuracy))
+        0.8125
     """
     checks.check_accuracy(accuracy)
     return jnp.mean(_diagonal(accuracy), axis=-1)
@@ -66,6 +80,13 @@ def backward_transfer_interference(
     Raises:
         ValueError: the last two axes are not square.
         TypeError: not floating.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> accuracy = jnp.array([[0.875, 0.125], [0.5, 0.75]])
+        >>> print(lm.metrics.backward_transfer_interference(accuracy))
+        -0.1875
     """
     checks.check_accuracy(accuracy)
     change = jnp.asarray(accuracy)[..., -1, :] - _diagonal(accuracy)
@@ -87,6 +108,14 @@ def forward_transfer(accuracy: jax.Array, initial_accuracy: jax.Array) -> jax.Ar
     Raises:
         ValueError: axes disagree.
         TypeError: not floating.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> accuracy = jnp.array([[0.875, 0.125], [0.5, 0.75]])
+        >>> untrained = jnp.array([0.125, 0.0625])
+        >>> print(lm.metrics.forward_transfer(accuracy, untrained))
+        0.0625
 
     References:
         Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 4.

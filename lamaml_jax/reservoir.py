@@ -104,6 +104,19 @@ def make_reservoir(
     Raises:
         ValueError: capacity < 1, an unknown rule, rows that do not fit the example.
         TypeError: another dtype than the example's, a mask that is not boolean.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> reservoir = lm.make_reservoir(3, jax.ShapeDtypeStruct((), jnp.int32))
+        >>> rows = jnp.array([10, 11])
+        >>> state = reservoir.add(jax.random.key(0), reservoir.init(), rows)
+        >>> print(state.rows, state.num_seen)
+        [10 11  0] 2
+        >>> _, mask = reservoir.sample(jax.random.key(1), state, 4)
+        >>> print(mask)
+        [ True  True False False]
     """
     capacity = checks.check_count("capacity", capacity)
     checks.check_choice("acceptance", acceptance, ACCEPTANCE_RULES)

@@ -76,6 +76,19 @@ def scale_by_step_sizes(
         ValueError: ``step_size_grads`` is missing, or trees or shapes disagree.
         TypeError: a parameter is not floating, a transformation is none.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import lamaml_jax as lm
+        >>> tx = lm.scale_by_step_sizes(0.25, optax.sgd(0.5))
+        >>> weights, grads = jnp.float32(1), jnp.float32(2)
+        >>> state = tx.init(weights)
+        >>> updates, state = tx.update(
+        ...     grads, state, weights, step_size_grads=jnp.float32(-0.5)
+        ... )
+        >>> print(state.step_sizes, updates)
+        0.5 -1.0
+
     References:
         Gupta et al. 2020, arXiv:2007.13904, Algorithm 1, lines 13 and 14.
     """

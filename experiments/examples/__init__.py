@@ -1,0 +1,1 @@
+"""Worked examples outside of the benchmarks, each a script of its own."""

@@ -1,0 +1,225 @@
+"""Files with altered bytes: what they were, or one error; never a hang or a crash."""
+
+import io
+import json
+import pickle
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from experiments import bench, request, run_folder
+from experiments.checkpoints import Checkpoint, Checkpoints
+from experiments.errors import UserError
+
+settings = hypothesis.settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=150,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+SEEDS = [3, 5]
+
+
+def write_run(folder):
+    config = {
+        "format_version": 1,
+        "benchmark": "digits-rotations",
+        "method": "er",
+        "seeds": SEEDS,
+        "num_tasks": 2,
+    }
+    accuracy = np.array([[[0.8, 0.5], [0.6, 0.9]]] * 2, np.float32)
+    arrays = {
+        "accuracy": accuracy,
+        "initial_accuracy": np.full((2, 2), 0.1, np.float32),
+        "seeds": np.array(SEEDS, np.int32),
+    }
+    summary = {
+        "retained_accuracy": [0.75] * 2,
+        "backward_transfer_interference": [-0.1] * 2,
+        "learning_accuracy": [0.85] * 2,
+        "forward_transfer": [0.4] * 2,
+        "timing": {"train_s": 1.0},
+        "diverged_seeds": [],
+    }
+    run_folder.create(folder, config, {"device": "cpu"})
+    for n, seed in enumerate(SEEDS):
+        for task in range(2):
+            line = {"seed": seed, "task": task, "accuracy": accuracy[n, task]}
+            run_folder.append_evaluation(folder, line)
+    run_folder.finish(folder, arrays, summary)
+
+
+@st.composite
+def damages(draw):
+    """A function that cuts bytes off, or replaces, removes or adds some."""
+    kind = draw(st.sampled_from(["cut", "replace", "remove", "insert"]))
+    where = draw(st.floats(0, 1, exclude_max=True))
+    new = draw(st.binary(min_size=1, max_size=8))
+
+    def damage(data):
+        place = int(where * len(data))
+        if kind == "cut":
+            return data[:place]
+        after = place if kind == "insert" else place + len(new)
+        return data[:place] + (b"" if kind == "remove" else new) + data[after:]
+
+    return damage
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound") / "run"
+    write_run(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@settings
+@given(
+    st.sampled_from(
+        [
+            "config.json",
+            "environment.json",
+            "evaluations.jsonl",
+            "arrays.npz",
+            "summary.json",
+        ]
+    ),
+    damages(),
+)
+def test_a_damaged_run_is_refused_or_unchanged(sound, tmp_path_factory, name, damage):
+    folder = tmp_path_factory.mktemp("run")
+    for each, data in sound.items():
+        (folder / each).write_bytes(damage(data) if each == name else data)
+    try:
+        run = run_folder.read(folder)
+    except run_folder.RunFolderError as error:
+        assert str(folder) in str(error)
+        return
+    assert run.accuracy[0, 1, 0] == np.float32(0.6)
+
+
+CONFIG = b"""
+benchmark: tinyimagenet-split   # a comment
+method: [er, lamaml]
+seeds: 3
+learning_rate: 1e-3
+hidden: [100, 100]
+grid: {step_size_init: [0.1, 0.2]}
+"""
+
+
+@settings
+@given(damages())
+def test_a_damaged_configuration_is_read_or_refused(tmp_path_factory, damage):
+    path = tmp_path_factory.mktemp("config") / "run.yaml"
+    path.write_bytes(damage(CONFIG))
+    try:
+        found = request.read_file(path)
+    except UserError as error:
+        assert "run.yaml" in str(error)
+        return
+    assert isinstance(found, dict)
+
+
+@settings
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_configuration_or_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("config") / "run.yaml"
+    path.write_bytes(data)
+    try:
+        request.read_file(path)
+    except UserError as error:
+        assert "run.yaml" in str(error)
+
+
+def test_a_bomb_of_aliases_is_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    (tmp_path / "run.yaml").write_text("\n".join([*lines, "hidden: *a11"]))
+    with pytest.raises(UserError, match="unknown field 'a0'"):
+        request.read_file(tmp_path / "run.yaml")
+    text = "hidden: &a [1]\nmethod: " + "[" * 3 + "*a" + "]" * 3
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match="method: expected"):
+        request.read_file(tmp_path / "run.yaml")
+
+
+class Harmful:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+def test_no_reader_loads_a_pickle(sound, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name, data in sound.items():
+        (folder / name).write_bytes(data)
+    buffer = io.BytesIO()
+    np.savez(buffer, accuracy=np.array([Harmful()], object))
+    for name, data in (
+        ("arrays.npz", buffer.getvalue()),
+        ("arrays.npz", pickle.dumps(Harmful())),
+        ("config.json", pickle.dumps(Harmful())),
+    ):
+        (folder / name).write_bytes(data)
+        with pytest.raises(run_folder.RunFolderError):
+            run_folder.read(folder)
+    with pytest.raises(UserError):
+        request.read_file(folder / "config.json")
+
+
+@settings
+@given(damages())
+def test_a_damaged_bench_record_is_refused_or_read(tmp_path_factory, damage):
+    folder = tmp_path_factory.mktemp("bench")
+    record = {
+        "format_version": 1,
+        "environment": {"device": "cpu"},
+        "results": {"update": [{"title": "t", "rows": [{"a": 1.0}], "note": ""}]},
+    }
+    path = folder / "bench.json"
+    path.write_bytes(damage(json.dumps(record).encode()))
+    try:
+        bench.read(path)
+    except UserError as error:
+        assert "bench.json" in str(error)
+
+
+HISTORY = {
+    "accuracy": np.zeros((2, 1, 2), np.float32),
+    "finite": np.ones((2, 1), bool),
+}
+
+
+@hypothesis.settings(settings, max_examples=20)
+@given(st.integers(0, 10**6), damages())
+def test_a_damaged_checkpoint_is_left_for_the_one_before(
+    tmp_path_factory, which, damage
+):
+    folder = tmp_path_factory.mktemp("checkpoints") / "checkpoints"
+    checkpoints = Checkpoints(folder, 0)
+    state = {"w": np.arange(6.0, dtype=np.float32).reshape(1, 6)}
+    for num_tasks in (1, 2):
+        history = HISTORY | {
+            "accuracy": np.zeros((num_tasks + 1, 1, 2), np.float32),
+            "finite": np.ones((num_tasks + 1, 1), bool),
+        }
+        moved = {"w": state["w"] + num_tasks}
+        checkpoints.save(Checkpoint(moved, history))
+    checkpoints.close()
+    files = sorted(path for path in (folder / "2").rglob("*") if path.is_file())
+    path = files[which % len(files)]
+    path.write_bytes(damage(path.read_bytes()))
+    told = []
+    again = Checkpoints(folder, 0)
+    found = again.latest(state, told.append)
+    again.close()
+    assert found is not None
+    num_tasks = len(found.history["accuracy"]) - 1
+    assert num_tasks == 2 or told
+    np.testing.assert_array_equal(found.state["w"], state["w"] + num_tasks)
