@@ -86,7 +86,7 @@ def join_replay(
     if batch_mask is None:
         batch_mask = jnp.ones(num_rows, jnp.bool_)
 
-    def join(old, new):
+    def join(old: jax.Array, new: jax.Array) -> jax.Array:
         valid = replay_mask.reshape((-1,) + (1,) * (old.ndim - 1))
         return jnp.concatenate([jnp.where(valid, old, new[:1]), new])
 

@@ -1,5 +1,7 @@
 """Clipping of the two meta-gradients, each by its own global norm."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -40,11 +42,13 @@ def clip_meta_grads(
     """
     checks.check_positive("max_norm", max_norm)
 
-    def update(updates, state, params=None):
+    def update(
+        updates: Any, state: optax.OptState, params: types.Params | None = None
+    ) -> tuple[Any, optax.OptState]:
         del params
         checks.check_is_meta_params("updates", updates)
 
-        def clip_half(grads):
+        def clip_half(grads: types.Params) -> types.Params:
             # Not optax.tree.norm: before optax 0.2.8 its derivative at 0 was NaN.
             squared = optax.tree.norm(grads, squared=True)
             is_zero = squared == 0

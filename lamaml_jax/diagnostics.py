@@ -107,7 +107,7 @@ def gradient_alignment(
     )
     peaks = jnp.where(peaks == 0, 1, peaks)[:, None]
 
-    def products(leaf):
+    def products(leaf: jax.Array) -> jax.Array:
         return jnp.matmul(leaf / peaks, (leaf / peaks).T, precision="highest")
 
     gram = jnp.sum(jnp.stack([products(leaf) for leaf in leaves]), 0)
@@ -146,7 +146,7 @@ def gradient_variance(
     )
     scalars = jax.tree.map(lambda x: jnp.zeros((), x.dtype), zeros)
 
-    def add(carry, inputs):
+    def add(carry: Any, inputs: Any) -> tuple[Any, None]:
         mean, squares = carry
         count, key = inputs
         grads = jax.tree.map(lambda g, m: g.astype(m.dtype), grad_fn(key), mean)

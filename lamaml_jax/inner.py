@@ -62,14 +62,20 @@ def _hessian_by_jvp(
     """
 
     @jax.custom_vjp
-    def wrapped(weights, batch, mask):
+    def wrapped(
+        weights: types.Params, batch: types.Batch, mask: types.Mask | None
+    ) -> tuple[jax.Array, types.Params]:
         return value_and_grad(weights, batch, mask)
 
-    def forward(weights, batch, mask):
+    def forward(
+        weights: types.Params, batch: types.Batch, mask: types.Mask | None
+    ) -> tuple[Any, Any]:
         value, grads = value_and_grad(weights, batch, mask)
         return (value, grads), (weights, batch, mask, grads)
 
-    def backward(residuals, cotangents):
+    def backward(
+        residuals: Any, cotangents: Any
+    ) -> tuple[types.Params, types.Batch, None]:
         weights, batch, mask, grads = residuals
         value_ct, grads_ct = cotangents
         _, (_, product) = jax.jvp(
@@ -108,14 +114,18 @@ def inner_grad_fn(
         None, to the scalar mean loss (nats) and gradients like ``weights``.
     """
 
-    def mean_loss(weights, batch, mask):
+    def mean_loss(
+        weights: types.Params, batch: types.Batch, mask: types.Mask | None
+    ) -> jax.Array:
         return losses.mean_loss(loss_fn, weights, batch, mask)
 
     value_and_grad = jax.value_and_grad(mean_loss)
     if inner_ad == "forward_over_reverse" and not first_order:
         value_and_grad = _hessian_by_jvp(value_and_grad)
 
-    def inner_grads(weights, batch, mask):
+    def inner_grads(
+        weights: types.Params, batch: types.Batch, mask: types.Mask | None
+    ) -> tuple[jax.Array, types.Params]:
         loss, grads = value_and_grad(weights, batch, mask)
         grads = jax.tree.map(
             lambda g, adapted: g if adapted else jnp.zeros_like(g), grads, adapt_mask
@@ -142,7 +152,7 @@ def inner_update(
 ) -> types.Params:
     """One step: ``fast_weights - rect(step_sizes) * grads``, leaf by leaf."""
 
-    def step(fast, rate, grad):
+    def step(fast: jax.Array, rate: jax.Array, grad: jax.Array) -> jax.Array:
         rate = jax.nn.relu(rate) if rectify else rate
         return fast - rate.astype(fast.dtype) * grad
 
@@ -263,7 +273,7 @@ def adapt(
         inner_ad=inner_ad,
     )
 
-    def step(carry, inner_batch):
+    def step(carry: Any, inner_batch: Any) -> tuple[Any, Any]:
         fast_weights, grad_sum = carry
         loss, grads = inner_grads(fast_weights, *inner_batch)
         fast_weights = inner_update(fast_weights, step_sizes, grads, rectify=rectify)
@@ -274,7 +284,7 @@ def adapt(
 
     body = jax.checkpoint(step, prevent_cse=False) if remat else step
 
-    def run(carry, batches):
+    def run(carry: Any, batches: Any) -> tuple[Any, Any]:
         return jax.lax.scan(body, carry, batches, unroll=unroll)
 
     start = (weights, jax.tree.map(jnp.zeros_like, weights))

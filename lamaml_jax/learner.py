@@ -62,14 +62,20 @@ def lamaml_learner(
     glances = checks.check_count("glances", glances)
     tx = optax.with_extra_args_support(tx)
 
-    def init(key, weights):
+    def init(key: types.Key, weights: types.Params) -> LearnerState:
         del key
         return LearnerState(weights, tx.init(weights))
 
-    def observe(key, state, batch, mask=None, remember=True):
+    def observe(
+        key: types.Key,
+        state: LearnerState,
+        batch: types.Batch,
+        mask: types.Mask | None = None,
+        remember: Any = True,
+    ) -> tuple[LearnerState, Any]:
         checks.check_key("key", key)
 
-        def glance(state, inputs):
+        def glance(state: LearnerState, inputs: Any) -> tuple[LearnerState, Any]:
             glance_key, is_first = inputs
             updates, opt_state = tx.update(
                 optax.tree.zeros_like(state.weights),
@@ -121,7 +127,7 @@ def observe_stream(
     if masks is not None:
         checks.check_mask("masks", masks, axes)
 
-    def step(state, inputs):
+    def step(state: Any, inputs: Any) -> tuple[Any, Any]:
         n, batch, mask = inputs
         return learner.observe(jax.random.fold_in(key, first + n), state, batch, mask)
 

@@ -14,6 +14,7 @@ from lamaml_jax import checks, inner, losses, types
 OBJECTIVES = ("mean", "last")
 META_AD_MODES = ("auto", "reverse", "forward_over_reverse", "accumulate")
 _ACCUMULATED_TOGETHER = 5
+_MetaGradFn = Callable[..., tuple[Any, types.MetaParams]]
 
 
 class MetaInfo(NamedTuple):
@@ -39,10 +40,16 @@ def _cosine(first: types.Params, second: types.Params) -> jax.Array:
     return jnp.where(norms > 0, product / safe, 0)
 
 
-def _by_differentiation(objective, adapt_fn, query_loss):
+def _by_differentiation(
+    objective: str,
+    adapt_fn: Callable[..., Any],
+    query_loss: Callable[[types.Params], jax.Array],
+) -> _MetaGradFn:
     """Meta-gradients by reverse mode through the scan, all activations kept."""
 
-    def meta_loss_fn(params, support, support_mask):
+    def meta_loss_fn(
+        params: types.MetaParams, support: types.Batch, support_mask: types.Mask | None
+    ) -> tuple[jax.Array, Any]:
         if objective == "mean":
             _, trace = adapt_fn(
                 params.weights,
@@ -62,7 +69,15 @@ def _by_differentiation(objective, adapt_fn, query_loss):
     return jax.value_and_grad(meta_loss_fn, has_aux=True)
 
 
-def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, remat, unroll):
+def _by_reverse_scan(
+    objective: str,
+    inner_grads: Callable[..., Any],
+    query_loss: Callable[[types.Params], jax.Array],
+    *,
+    rectify: bool,
+    remat: bool | str,
+    unroll: int,
+) -> _MetaGradFn:
     """Meta-gradients by a reverse scan that visits each fast weight once.
 
     The forward scan keeps the K fast weights and nothing else. The reverse scan carries
@@ -74,12 +89,16 @@ def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, remat, unro
     """
     value_and_grad = jax.value_and_grad(query_loss)
 
-    def inner_step(fast_weights, step_sizes, inner_batch):
+    def inner_step(
+        fast_weights: types.Params, step_sizes: types.Params, inner_batch: Any
+    ) -> tuple[types.Params, Any]:
         loss, grads = inner_grads(fast_weights, *inner_batch)
         moved = inner.inner_update(fast_weights, step_sizes, grads, rectify=rectify)
         return moved, (loss, grads)
 
-    def meta_value_and_grad_fn(params, support, support_mask):
+    def meta_value_and_grad_fn(
+        params: types.MetaParams, support: types.Batch, support_mask: types.Mask | None
+    ) -> tuple[Any, types.MetaParams]:
         weights, step_sizes = params
         num_steps = jax.tree.leaves(support)[0].shape[0]
         num_queries = 1 if objective == "last" else num_steps
@@ -87,19 +106,21 @@ def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, remat, unro
         if remat == "sqrt":
             lead, segments = inner.split_steps(lead, num_steps)
 
-        def forward(carry, inner_batch):
+        def forward(carry: Any, inner_batch: Any) -> tuple[Any, Any]:
             fast_weights, grad_sum = carry
             moved, (loss, grads) = inner_step(fast_weights, step_sizes, inner_batch)
             constant = jax.tree.map(jax.lax.stop_gradient, grads)
             grad_sum = jax.tree.map(jnp.add, grad_sum, constant)
             return (moved, grad_sum), (fast_weights, loss)
 
-        def add_query(fast_weights, weight_grads):
+        def add_query(
+            fast_weights: types.Params, weight_grads: types.Params
+        ) -> tuple[jax.Array, types.Params]:
             loss, grads = value_and_grad(fast_weights)
             add = lambda total, grad: total + grad / num_queries
             return loss, jax.tree.map(add, weight_grads, grads)
 
-        def backward(carry, inputs):
+        def backward(carry: Any, inputs: Any) -> tuple[Any, Any]:
             moved, weight_grads, rate_grads = carry
             before, inner_batch = inputs
             loss = jnp.zeros(())
@@ -115,18 +136,18 @@ def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, remat, unro
             rate_grads = jax.tree.map(jnp.add, rate_grads, step_grads)
             return (before, weight_grads, rate_grads), loss
 
-        def run_forward(carry, batches):
+        def run_forward(carry: Any, batches: Any) -> tuple[Any, Any]:
             return jax.lax.scan(forward, carry, batches, unroll=unroll)
 
-        def run_backward(carry, inputs):
+        def run_backward(carry: Any, inputs: Any) -> tuple[Any, Any]:
             return jax.lax.scan(backward, carry, inputs, reverse=True, unroll=unroll)
 
-        def forward_segment(carry, batches):
+        def forward_segment(carry: Any, batches: Any) -> tuple[Any, Any]:
             start, _ = carry
             carry, (_, losses) = run_forward(carry, batches)
             return carry, (start, losses)
 
-        def backward_segment(carry, inputs):
+        def backward_segment(carry: Any, inputs: Any) -> tuple[Any, Any]:
             start, batches = inputs
             _, (fast_weights, _) = run_forward((start, zeros), batches)
             return run_backward(carry, (fast_weights, batches))
@@ -158,7 +179,14 @@ def _by_reverse_scan(objective, inner_grads, query_loss, *, rectify, remat, unro
     return meta_value_and_grad_fn
 
 
-def _by_accumulation(objective, inner_grads, query_loss, *, rectify, unroll):
+def _by_accumulation(
+    objective: str,
+    inner_grads: Callable[..., Any],
+    query_loss: Callable[[types.Params], jax.Array],
+    *,
+    rectify: bool,
+    unroll: int,
+) -> _MetaGradFn:
     """First-order meta-gradients in one forward scan, without a reverse pass.
 
     With inner gradients g_i constant, ``w_j = w - rect(a) * G_j`` where ``G_j = g_1 +
@@ -168,7 +196,12 @@ def _by_accumulation(objective, inner_grads, query_loss, *, rectify, unroll):
     """
     value_and_grad = jax.value_and_grad(query_loss)
 
-    def add_query(fast_weights, grad_sum, weight_sum, rate_sum):
+    def add_query(
+        fast_weights: types.Params,
+        grad_sum: types.Params,
+        weight_sum: types.Params,
+        rate_sum: types.Params,
+    ) -> tuple[jax.Array, types.Params, types.Params]:
         loss, grads = value_and_grad(fast_weights)
         weight_sum = jax.tree.map(jnp.add, weight_sum, grads)
         rate_sum = jax.tree.map(
@@ -176,8 +209,10 @@ def _by_accumulation(objective, inner_grads, query_loss, *, rectify, unroll):
         )
         return loss, weight_sum, rate_sum
 
-    def meta_value_and_grad_fn(params, support, support_mask):
-        def step(carry, inner_batch):
+    def meta_value_and_grad_fn(
+        params: types.MetaParams, support: types.Batch, support_mask: types.Mask | None
+    ) -> tuple[Any, types.MetaParams]:
+        def step(carry: Any, inner_batch: Any) -> tuple[Any, Any]:
             fast_weights, grad_sum, *sums = carry
             inner_loss, grads = inner_grads(fast_weights, *inner_batch)
             fast_weights = inner.inner_update(
@@ -201,7 +236,7 @@ def _by_accumulation(objective, inner_grads, query_loss, *, rectify, unroll):
             query_losses = last_loss[None]
         scale = 1 / query_losses.shape[0]
 
-        def rate_grad(total, rate):
+        def rate_grad(total: jax.Array, rate: jax.Array) -> jax.Array:
             grad = (-scale * total).astype(rate.dtype)
             return jnp.where(rate > 0, grad, 0) if rectify else grad
 
@@ -310,7 +345,7 @@ def meta_value_and_grad(
         if query_mask is not None:
             checks.check_mask("query_mask", query_mask, query_axes)
 
-        def query_loss(weights):
+        def query_loss(weights: types.Params) -> jax.Array:
             return losses.mean_loss(loss_fn, weights, query, query_mask)
 
         if inner_ad == "accumulate" or remat:
@@ -330,7 +365,13 @@ def meta_value_and_grad(
             )
         else:
 
-            def adapt_fn(weights, step_sizes, support, support_mask, probe_fn=None):
+            def adapt_fn(
+                weights: types.Params,
+                step_sizes: types.Params,
+                support: types.Batch,
+                support_mask: types.Mask | None,
+                probe_fn: Callable[[types.Params], Any] | None = None,
+            ) -> tuple[types.Params, inner.InnerTrace]:
                 return inner.adapt(
                     loss_fn,
                     weights,

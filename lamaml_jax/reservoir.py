@@ -58,7 +58,7 @@ def _uniform_subset(key: types.Key, size: int, num_stored: jax.Array) -> jax.Arr
     limits = start + jnp.arange(size, dtype=jnp.int32)
     draws = jax.random.randint(key, (size,), 0, limits + 1, jnp.int32)
 
-    def choose(i, chosen):
+    def choose(i: jax.Array, chosen: jax.Array) -> jax.Array:
         taken = jnp.any((chosen == draws[i]) & (jnp.arange(size) < i))
         return chosen.at[i].set(jnp.where(taken, limits[i], draws[i]))
 
@@ -127,24 +127,26 @@ def make_reservoir(
         rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
         return ReservoirState(rows, jnp.zeros((), jnp.int32))
 
-    def positions(num_seen, mask):
+    def positions(num_seen: jax.Array, mask: jax.Array) -> jax.Array:
         room = _MAX_SEEN - num_seen
         # Not jnp.cumsum: on a constant mask its reduce-window crashes XLA's simplifier.
         count = jax.lax.associative_scan(jnp.add, mask.astype(jnp.int32))
         return num_seen + jnp.minimum(count, room)
 
-    def row_mask(rows, mask):
+    def row_mask(rows: types.Batch, mask: types.Mask | None) -> jax.Array:
         num_rows = checks.check_like_example("rows", rows, example)
         if mask is None:
             return jnp.ones(num_rows, jnp.bool_)
         checks.check_mask("mask", mask, (num_rows,))
         return mask
 
-    def add_draws(key, num_seen, mask):
+    def add_draws(key: types.Key, num_seen: jax.Array, mask: jax.Array) -> jax.Array:
         nth = jnp.maximum(positions(num_seen, mask), 1)
         return jax.random.randint(key, mask.shape, 0, nth + extra, jnp.int32)
 
-    def sample_slots(key, num_seen, size):
+    def sample_slots(
+        key: types.Key, num_seen: jax.Array, size: int
+    ) -> tuple[jax.Array, jax.Array]:
         num_stored = jnp.minimum(num_seen, capacity)
         mask = jnp.arange(size, dtype=jnp.int32) < num_stored
         if not replace:
@@ -152,38 +154,59 @@ def make_reservoir(
         limit = jnp.maximum(num_stored, 1)
         return jax.random.randint(key, (size,), 0, limit, jnp.int32), mask
 
-    def insert_slots(num_seen, draws, mask):
+    def insert_slots(
+        num_seen: jax.Array, draws: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         nth = positions(num_seen, mask)
         slots = jnp.where(nth <= capacity, nth - 1, draws.astype(jnp.int32))
         slots = jnp.where(mask, jnp.minimum(slots, capacity), capacity)
         return *_last_writer(slots, capacity), nth[-1]
 
-    def read(stored, slots):
+    def read(stored: types.Batch, slots: jax.Array) -> types.Batch:
         return jax.tree.map(lambda kept: kept[slots], stored)
 
-    def write(stored, slots, rows):
+    def write(stored: types.Batch, slots: jax.Array, rows: types.Batch) -> types.Batch:
         return jax.tree.map(
             lambda kept, new: kept.at[slots].set(new, mode="drop"), stored, rows
         )
 
-    def insert(state, rows, draws, mask=None):
+    def insert(
+        state: ReservoirState,
+        rows: types.Batch,
+        draws: jax.Array,
+        mask: types.Mask | None = None,
+    ) -> ReservoirState:
         mask = row_mask(rows, mask)
         checks.check_draws("draws", draws, mask.shape[0])
         order, slots, num_seen = insert_slots(state.num_seen, draws, mask)
         return ReservoirState(write(state.rows, slots, read(rows, order)), num_seen)
 
-    def add(key, state, rows, mask=None):
+    def add(
+        key: types.Key,
+        state: ReservoirState,
+        rows: types.Batch,
+        mask: types.Mask | None = None,
+    ) -> ReservoirState:
         checks.check_key("key", key)
         mask = row_mask(rows, mask)
         return insert(state, rows, add_draws(key, state.num_seen, mask), mask)
 
-    def sample(key, state, size):
+    def sample(
+        key: types.Key, state: ReservoirState, size: int
+    ) -> tuple[types.Batch, jax.Array]:
         checks.check_key("key", key)
         size = checks.check_count("size", size)
         slots, mask = sample_slots(key, state.num_seen, size)
         return read(state.rows, slots), mask
 
-    def sample_and_add(sample_key, add_key, state, size, rows, mask=None):
+    def sample_and_add(
+        sample_key: types.Key,
+        add_key: types.Key,
+        state: ReservoirState,
+        size: int,
+        rows: types.Batch,
+        mask: types.Mask | None = None,
+    ) -> tuple[types.Batch, jax.Array, ReservoirState]:
         checks.check_key("sample_key", sample_key)
         checks.check_key("add_key", add_key)
         size = checks.check_count("size", size)
@@ -196,7 +219,9 @@ def make_reservoir(
         # A write before each read is what XLA does in place, a read before a write it
         # guards with a copy. So the first round writes nowhere and reads the sample,
         # the second writes; what that one reads is dropped.
-        def write_and_read(stored, slots):
+        def write_and_read(
+            stored: types.Batch, slots: jax.Array
+        ) -> tuple[types.Batch, types.Batch]:
             stored = write(stored, slots, new)
             return stored, read(stored, read_slots)
 

@@ -37,7 +37,7 @@ def _initial_step_sizes(init: Any, params: types.Params) -> types.Params:
         init = _without_hidden("init", init, params)
     checks.check_step_size_init("init", init, params)
 
-    def fill(leaf, value):
+    def fill(leaf: jax.Array, value: Any) -> jax.Array:
         # Both branches are the value. The choice ties it to the parameter, so that
         # under shard_map step sizes vary over the same mesh axes as their weights;
         # otherwise their gradient would be summed over the devices.
@@ -98,14 +98,21 @@ def scale_by_step_sizes(
     step_size_tx = optax.with_extra_args_support(step_size_tx)
     weight_rule = optax.with_extra_args_support(weight_tx or optax.identity())
 
-    def init_fn(params):
+    def init_fn(params: types.Params) -> StepSizesState:
         checks.check_floating("params", params)
         step_sizes = _initial_step_sizes(init, params)
         return StepSizesState(
             step_sizes, step_size_tx.init(step_sizes), weight_rule.init(params)
         )
 
-    def update_fn(updates, state, params=None, *, step_size_grads=None, **extra_args):
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: types.Params | None = None,
+        *,
+        step_size_grads: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
         checks.check_given(
             "step_size_grads", step_size_grads, "scale_by_step_sizes.update"
         )

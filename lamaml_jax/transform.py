@@ -84,7 +84,12 @@ def _empty_info(inner_steps: int, objective: str) -> LamamlInfo:
     return info._replace(all_finite=jnp.zeros((), jnp.bool_))
 
 
-def _make_info(meta_loss, meta_info, grads, rates) -> LamamlInfo:
+def _make_info(
+    meta_loss: jax.Array,
+    meta_info: meta.MetaInfo,
+    grads: types.MetaParams,
+    rates: types.Params,
+) -> LamamlInfo:
     weight_norm = _float_info(optax.tree.norm(grads.weights))
     rate_norm = _float_info(optax.tree.norm(grads.step_sizes))
     meta_loss = _float_info(meta_loss)
@@ -111,8 +116,16 @@ def _make_info(meta_loss, meta_info, grads, rates) -> LamamlInfo:
 
 
 def _draw(
-    key, memory, batch, batch_mask, remember, *, reservoir, replay_size, inner_steps
-):
+    key: Any,
+    memory: ReservoirState | None,
+    batch: types.Batch,
+    batch_mask: types.Mask | None,
+    remember: Any,
+    *,
+    reservoir: Reservoir | None,
+    replay_size: int,
+    inner_steps: int,
+) -> tuple[_Data, ReservoirState | None]:
     """Makes support and query from a batch and the reservoir; then stores the batch."""
     checks.check_key("key", key)
     replay_key, shuffle_key, add_key = jax.random.split(key, 3)

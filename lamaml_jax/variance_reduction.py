@@ -86,14 +86,18 @@ def variance_reduced(
             jnp.zeros((), jnp.int32),
         )
 
-    def apply(params, state, *data):
+    def apply(
+        params: types.MetaParams, state: VarianceReductionState, *data: Any
+    ) -> tuple[Any, types.MetaParams, VarianceReductionState]:
         value, grads = value_and_grad(params, *data)
         before = types.MetaParams(state.weights_before, state.rates_before)
         running = types.MetaParams(state.weight_grads, state.rate_grads)
         _, grads_before = value_and_grad(before, *data)
         is_first = state.num_updates == 0
 
-        def correct(grad, running, before):
+        def correct(
+            grad: jax.Array, running: jax.Array, before: jax.Array
+        ) -> jax.Array:
             share = jnp.asarray(momentum).astype(grad.dtype)
             return jnp.where(is_first, grad, grad + share * (running - before))
 

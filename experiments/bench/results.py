@@ -95,5 +95,12 @@ def read(path: Path) -> tuple[dict[str, list[Result]], dict[str, Any]]:
             for name, group in record["benches"].items()
         }
         return benches, record["environment"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise UserError(f"{path}: no benchmark record ({error})") from error

@@ -1,7 +1,6 @@
 """Files with altered bytes: what they were, or one error; never a hang or a crash."""
 
 import io
-import json
 import pickle
 
 import hypothesis
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 
 from experiments import bench, request, run_folder
+from experiments.bench.results import Result
 from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.errors import UserError
 
@@ -177,13 +177,9 @@ def test_no_reader_loads_a_pickle(sound, tmp_path):
 @given(damages())
 def test_a_damaged_bench_record_is_refused_or_read(tmp_path_factory, damage):
     folder = tmp_path_factory.mktemp("bench")
-    record = {
-        "format_version": 1,
-        "environment": {"device": "cpu"},
-        "results": {"update": [{"title": "t", "rows": [{"a": 1.0}], "note": ""}]},
-    }
     path = folder / "bench.json"
-    path.write_bytes(damage(json.dumps(record).encode()))
+    bench.write(path, {"update": [Result("t", [{"a": 1.0}], "")]}, {"device": "cpu"})
+    path.write_bytes(damage(path.read_bytes()))
     try:
         bench.read(path)
     except UserError as error:

@@ -1,0 +1,77 @@
+"""What is built and installed: the library alone, from sdist and wheel."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+USE = """
+import sys
+import jax, jax.numpy as jnp
+import lamaml_jax as lm
+assert lm.__file__.startswith(sys.argv[1]), lm.__file__
+tx = lm.lamaml(lambda w, batch: (w - batch) ** 2, inner_steps=2)
+weights = jnp.float32(0)
+state = tx.init(weights)
+data = dict(support=jnp.ones((2, 1)), query=jnp.ones(3))
+updates, state = tx.update(jnp.float32(0), state, weights, **data)
+assert updates > 0
+unwanted = {"flax", "orbax", "sklearn", "matplotlib", "tensorflow", "experiments"}
+assert not unwanted & sys.modules.keys(), unwanted & sys.modules.keys()
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Builds the sdist, and the wheel from the sdist, as an index would get them."""
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "build", "-o", out, ROOT], check=True)
+    (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    return sdist, wheel
+
+
+def test_the_wheel_holds_the_library_only(built):
+    with zipfile.ZipFile(built[1]) as file:
+        names = file.namelist()
+    top = {name.split("/")[0] for name in names}
+    assert len(top) == 2 and "lamaml_jax" in top
+    modules = {path.name for path in (ROOT / "lamaml_jax").glob("*.py")}
+    inside = {Path(n).name for n in names if n.startswith("lamaml_jax/")}
+    assert inside == modules | {"py.typed"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_sdist_can_be_built_from(built):
+    with tarfile.open(built[0]) as file:
+        names = {name.split("/", 1)[-1] for name in file.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "lamaml_jax/py.typed"} <= names
+
+
+def test_the_wheel_is_used_without_the_checkout(built, tmp_path):
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--target", tmp_path / "site", built[1]], check=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run(
+        [sys.executable, "-c", USE, str(tmp_path / "site")],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+    )
+
+
+def test_version_and_python_are_said_once():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["pyright"]["typeCheckingMode"] == "strict"
+    citation = (ROOT / "CITATION.cff").read_text()
+    init = (ROOT / "lamaml_jax/__init__.py").read_text()
+    version = init.split('__version__ = "')[1].split('"')[0]
+    assert f"version: {version}\n" in citation
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
