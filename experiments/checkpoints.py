@@ -1,8 +1,9 @@
 """Checkpoints of a run, by orbax: the learner's state and what was measured so far."""
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from absl import logging
 
 from experiments import history
 from experiments.history import History
+from experiments.run_folder import RunFolderError
 
 _KEPT = 2
 
@@ -64,14 +66,31 @@ class Checkpoints:
         """Tells whether the latest checkpoint is old enough for another."""
         return time.monotonic() - self._saved >= self._interval_s
 
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns what writing raises, errors of many types, into one of ours."""
+        try:
+            yield
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RunFolderError(
+                f"{self._folder}: a checkpoint cannot be written ({reason}); free "
+                "space there, and the same command goes on from the one before"
+            ) from error
+
     def save(self, checkpoint: Checkpoint) -> None:
-        """Starts to write a checkpoint, named after the tasks that are done."""
+        """Starts to write a checkpoint, named after the tasks that are done.
+
+        Raises:
+            RunFolderError: it, or the one before it, cannot be written.
+        """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(checkpoint.state),
             history=ocp.args.StandardSave(checkpoint.history),
         )
         num_tasks = history.num_tasks(checkpoint.history)
-        self._manager.save(num_tasks, args=items)
+        with self._told():
+            self._manager.save(num_tasks, args=items)
         self._saved = time.monotonic()
 
     def latest(self, like: Any, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -100,6 +119,11 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits until all is written."""
+        """Waits until all is written.
+
+        Raises:
+            RunFolderError: it cannot be.
+        """
         if "_manager" in vars(self):
-            self._manager.close()
+            with self._told():
+                self._manager.close()

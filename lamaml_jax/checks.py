@@ -25,6 +25,15 @@ def _path(name: str, path: tuple[Any, ...]) -> str:
     return name + jax.tree_util.keystr(path)
 
 
+def _shape(name: str, value: Any) -> tuple[int, ...]:
+    """Returns the shape of an array or number; nothing else is taken for one."""
+    if hasattr(value, "shape"):
+        return tuple(value.shape)
+    if isinstance(value, bool | int | float | complex):
+        return ()
+    raise TypeError(f"{name}: expected an array, received {type(value).__name__}")
+
+
 def _describe(leaf: Any) -> str:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return f"{leaf.dtype}{list(leaf.shape)}"
@@ -153,10 +162,11 @@ def check_same_tree(name: str, tree: Any, like_name: str, like: Any) -> None:
     for (path, leaf), other in zip(
         jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True
     ):
-        if jnp.shape(leaf) != jnp.shape(other):
+        shape, like_shape = _shape(_path(name, path), leaf), _shape(like_name, other)
+        if shape != like_shape:
             raise ValueError(
-                f"{_path(name, path)}: expected shape {jnp.shape(other)} as in "
-                f"{like_name}, received {jnp.shape(leaf)}"
+                f"{_path(name, path)}: expected shape {like_shape} as in {like_name}, "
+                f"received {shape}"
             )
 
 
@@ -204,9 +214,9 @@ def check_rows(name: str, batch: Any, *, axes: int = 1) -> tuple[int, ...]:
     if not leaves:
         raise ValueError(f"{name}: expected at least one array, received an empty tree")
     first_path, first = leaves[0]
-    leading = jnp.shape(first)[:axes]
+    leading = _shape(_path(name, first_path), first)[:axes]
     for path, leaf in leaves:
-        shape = jnp.shape(leaf)
+        shape = _shape(_path(name, path), leaf)
         if len(shape) < axes:
             raise ValueError(
                 f"{_path(name, path)}: expected {axes} leading axes, received {shape}"
@@ -223,8 +233,9 @@ def check_rows(name: str, batch: Any, *, axes: int = 1) -> tuple[int, ...]:
 
 def check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
     """Checks that ``mask`` is boolean and has ``shape``."""
-    if jnp.shape(mask) != shape:
-        raise ValueError(f"{name}: expected shape {shape}, received {jnp.shape(mask)}")
+    received = _shape(name, mask)
+    if received != shape:
+        raise ValueError(f"{name}: expected shape {shape}, received {received}")
     if jnp.result_type(mask) != jnp.bool_:
         raise TypeError(
             f"{name}: expected a boolean array, received {jnp.result_type(mask)}"
@@ -252,10 +263,9 @@ def check_losses(losses: Any, num_rows: int, *, masked: bool) -> None:
 
 def check_draws(name: str, draws: Any, num_rows: int) -> None:
     """Checks one integer draw per row."""
-    if jnp.shape(draws) != (num_rows,):
-        raise ValueError(
-            f"{name}: expected shape ({num_rows},), received {jnp.shape(draws)}"
-        )
+    shape = _shape(name, draws)
+    if shape != (num_rows,):
+        raise ValueError(f"{name}: expected shape ({num_rows},), received {shape}")
     if not jnp.issubdtype(jnp.result_type(draws), jnp.integer):
         raise TypeError(f"{name}: expected integers, received {jnp.result_type(draws)}")
 
@@ -272,10 +282,11 @@ def check_like_example(name: str, rows: Any, example: Any) -> int:
     for (path, leaf), one in zip(
         jax.tree.leaves_with_path(rows), jax.tree.leaves(example), strict=True
     ):
-        if jnp.shape(leaf)[1:] != one.shape:
+        shape = _shape(_path(name, path), leaf)[1:]
+        if shape != one.shape:
             raise ValueError(
                 f"{_path(name, path)}: expected rows of shape {one.shape}, received "
-                f"{jnp.shape(leaf)[1:]}"
+                f"{shape}"
             )
         if jnp.result_type(leaf) != one.dtype:
             raise TypeError(
@@ -374,7 +385,7 @@ def check_data_form(support: Any, query: Any, batch: Any) -> None:
 
 def check_accuracy(accuracy: Any) -> None:
     """Checks an accuracy matrix: floating, last two axes square and not empty."""
-    shape = jnp.shape(accuracy)
+    shape = _shape("accuracy", accuracy)
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
         raise ValueError(f"accuracy: expected shape [..., T, T], received {shape}")
     if not jnp.issubdtype(jnp.result_type(accuracy), jnp.floating):
@@ -386,9 +397,9 @@ def check_accuracy(accuracy: Any) -> None:
 
 def check_initial_accuracy(accuracy: Any, initial_accuracy: Any) -> None:
     """Checks the untrained model's accuracies against an accuracy matrix."""
-    expected = jnp.shape(accuracy)[:-1]
-    if jnp.shape(initial_accuracy) != expected:
+    expected = _shape("accuracy", accuracy)[:-1]
+    shape = _shape("initial_accuracy", initial_accuracy)
+    if shape != expected:
         raise ValueError(
-            f"initial_accuracy: expected shape {expected}, received "
-            f"{jnp.shape(initial_accuracy)}"
+            f"initial_accuracy: expected shape {expected}, received {shape}"
         )

@@ -94,7 +94,7 @@ def _make_info(
     rate_norm = _float_info(optax.tree.norm(grads.step_sizes))
     meta_loss = _float_info(meta_loss)
     leaves = [_float_info(leaf) for leaf in jax.tree.leaves(rates)]
-    count = sum(leaf.size for leaf in leaves)
+    count = max(sum(leaf.size for leaf in leaves), 1)
     return LamamlInfo(
         meta_loss=meta_loss,
         inner_losses=_float_info(meta_info.inner_losses),
@@ -103,8 +103,12 @@ def _make_info(
         step_size_grad_norm=rate_norm,
         alignment=_float_info(meta_info.alignment),
         step_size_mean=jnp.sum(jnp.stack([jnp.sum(leaf) for leaf in leaves])) / count,
-        step_size_min=jnp.min(jnp.stack([jnp.min(leaf) for leaf in leaves])),
-        step_size_max=jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves])),
+        step_size_min=jnp.min(
+            jnp.stack([jnp.min(leaf, initial=jnp.inf) for leaf in leaves])
+        ),
+        step_size_max=jnp.max(
+            jnp.stack([jnp.max(leaf, initial=-jnp.inf) for leaf in leaves])
+        ),
         frozen_fraction=jnp.sum(
             jnp.stack([jnp.sum(_float_info(leaf <= 0)) for leaf in leaves])
         )

@@ -17,6 +17,7 @@ FUNCTIONS = [
     for owner in (lm, lm.losses, lm.metrics, lm.diagnostics)
     for name, value in vars(owner).items()
     if inspect.isfunction(value) and not name.startswith("_")
+    if value.__module__.startswith("lamaml_jax")
 ]
 
 

@@ -121,7 +121,8 @@ def is_shape(tree):
 
 def square_loss(weights, batch):
     total = sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(weights))
-    return batch * total.astype(batch.dtype) / 2
+    rows = sum(jax.tree.leaves(batch))
+    return rows * total.astype(rows.dtype) / 2
 
 
 @few

@@ -74,7 +74,9 @@ def test_method_learns_a_linear_problem(name):
     batches = stream(data_key)
     state = learner.init(jax.random.key(4), weights())
     run = jax.jit(lm.observe_stream, static_argnums=0)
-    state, info = run(learner, run_key, state, batches)
+    start = state
+    state, info = run(learner, run_key, start, batches)
+    chex.assert_trees_all_equal(run(learner, run_key, start, batches)[0], state)
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
     before = float(jnp.mean(loss_fn(weights(), rows)))
     after = float(jnp.mean(loss_fn(state.weights, rows)))

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import benchmarks, placement, presets, run_folder, runner, session
+from experiments import (
+    benchmarks,
+    methods,
+    placement,
+    presets,
+    run_folder,
+    runner,
+    session,
+)
 from experiments.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -171,12 +180,13 @@ def test_a_half_written_line_and_files_not_yet_there_are_no_obstacle(
     run_folder.read(tmp_path / "parts")
 
 
-def start(out, *options):
-    sizes = ["--seeds", "2", "--num-tasks", "12", "--checkpoint-every", "0"]
+def start(out, *options, num_tasks=12, **popen):
+    sizes = ["--seeds", "2", "--num-tasks", num_tasks, "--checkpoint-every", "0"]
     command = [sys.executable, "-m", "experiments", "run", "-m", "er", *sizes]
     return subprocess.Popen(
-        [*command, "--out", out, *options],
+        [*map(str, command), "--out", out, *options],
         cwd=ROOT,
+        **popen,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -206,3 +216,73 @@ def test_a_killed_process_goes_on_by_the_same_command(tmp_path):
     assert process.returncode == 0 and "goes on" not in text
     second = contents(tmp_path / "er")
     assert first[1] == second[1]
+
+
+def finished(process, status=0):
+    text, _ = process.communicate(timeout=600)
+    assert process.returncode == status, text
+    return text
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_the_numbers_are_the_same(tmp_path):
+    """Also while a checkpoint is being written: one is, after every task."""
+    num_tasks, kills, lives = 60, 0, 0
+    finished(start(tmp_path / "whole", num_tasks=num_tasks))
+    rng = np.random.default_rng(0)
+    lines = tmp_path / "parts/er/evaluations.jsonl"
+    count = lambda: lines.read_bytes().count(b"\n") if lines.is_file() else 0
+    while True:
+        process = start(tmp_path / "parts", num_tasks=num_tasks)
+        lives += 1
+        before = count()
+        # Half of the moments are while it starts, the others while it trains.
+        if kills < 10 and lives % 2:
+            time.sleep(rng.uniform(0, 6))
+        elif kills < 10:
+            while process.poll() is None and count() <= before:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.3))
+        if kills == 10 or process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    assert kills == 10
+    finished(process)
+    assert_same(tmp_path / "parts/er", tmp_path / "whole/er")
+    assert not (tmp_path / "parts/er/checkpoints").exists()
+
+
+def limit_files():
+    """No file over 16 KiB can be written: the reservoir's no longer can."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_once_it_is_not(tmp_path):
+    finished(start(tmp_path / "whole"))
+    options = {"preexec_fn": limit_files}
+    text = finished(start(tmp_path / "parts", "--no-compile-cache", **options), 2)
+    assert "a checkpoint cannot be written" in text and "Traceback" not in text
+    text = finished(start(tmp_path / "parts"))
+    assert "was interrupted, goes on from" in text
+    assert_same(tmp_path / "parts/er", tmp_path / "whole/er")
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_command_are_bit_identical(tmp_path):
+    names = sorted(set(methods.METHODS) - {"icarl"})  # it needs classes of its own
+    chosen = [word for name in names for word in ("-m", name)]
+    sizes = ["--num-tasks", "2", "--rows-per-task", "40", "--devices", "1"]
+    for out in ("first", "second"):
+        command = ["run", *chosen, *sizes, "--no-compile-cache", "--out", out]
+        subprocess.run(
+            [sys.executable, "-m", "experiments", *command],
+            cwd=tmp_path,
+            env=os.environ
+            | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)},
+            check=True,
+            capture_output=True,
+        )
+    for name in names:
+        assert_same(tmp_path / "first" / name, tmp_path / "second" / name)

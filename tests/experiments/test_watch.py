@@ -47,20 +47,31 @@ def scalars(folder):
     ]
 
 
+def all_scalars(folder, count):
+    """Waits for the writer's thread."""
+    for _ in range(200):
+        found = scalars(folder)
+        if len(found) >= count:
+            break
+        time.sleep(0.05)
+    return found
+
+
 def test_tensorboard_gets_every_figure_and_goes_on(tmp_path):
     log = loggers.tensorboard()
     for task in range(3):
         log(tmp_path, record(task))
     log(tmp_path, record(0, seed=1))
-    found = scalars(tmp_path / "tensorboard/seed-0")
+    found = all_scalars(tmp_path / "tensorboard/seed-0", 9)
     assert ("retained_accuracy", 2, 1.25) in found
     assert ("accuracy/task-000", 3, 0.5) in found
     assert ("train/meta_loss", 3, 0.0) in found
     assert not any(np.isnan(value) for *_, value in found)
-    assert len(scalars(tmp_path / "tensorboard/seed-1")) == 3
+    assert len(all_scalars(tmp_path / "tensorboard/seed-1", 3)) == 3
     time.sleep(1.1)  # event files are named by the second
     again = loggers.tensorboard()
     again(tmp_path, record(1))
+    all_scalars(tmp_path / "tensorboard/seed-0", 12)
     starts = [
         event.step
         for event in events(tmp_path / "tensorboard/seed-0")
