@@ -2,13 +2,23 @@
 
 import math
 import re
+import shlex
 from pathlib import Path
 
+import click
+import pytest
+import typer
+
 import lamaml_jax as lm
+from experiments import __main__ as command_line
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "experiments/results"
+TEXTS = README + (ROOT / "experiments/README.md").read_text()
+COMMANDS = re.findall(
+    r"python -m experiments ((?:run|sweep|report|bench|data) .*)", TEXTS
+)
 
 
 def blocks(language):
@@ -51,3 +61,17 @@ def test_results_are_those_of_the_committed_report():
     assert tables
     for table in tables:
         assert table in README, table
+
+
+@pytest.mark.parametrize("text", dict.fromkeys(COMMANDS))
+def test_commands_have_the_options_they_are_shown_with(text):
+    words = shlex.split(text.strip('`"'), comments=True)
+    command = typer.main.get_command(command_line.app)
+    while isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
+    command.make_parser(click.Context(command)).parse_args(words)
+
+
+def test_links_lead_to_files():
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links)
