@@ -1,5 +1,6 @@
 """Where evaluations go besides the run folder: TensorBoard, or any function."""
 
+import atexit
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,7 +57,9 @@ def tensorboard() -> Logger:
         key = folder, record["seed"]
         if key not in writers:
             place = folder / "tensorboard" / f"seed-{record['seed']}"
-            writers[key] = SummaryWriter(str(place), purge_step=step)
+            writer = SummaryWriter(str(place), purge_step=step, flush_secs=1)
+            atexit.register(writer.close)  # its thread may not have written all yet
+            writers[key] = writer
         writer = writers[key]
         writer.add_scalar("retained_accuracy", record["retained_accuracy"], step)
         for task, value in enumerate(record["accuracy"]):
@@ -64,6 +67,5 @@ def tensorboard() -> Logger:
                 writer.add_scalar(f"accuracy/task-{task:03}", value, step)
         for name, value in record["train"].items():
             writer.add_scalar(f"train/{name}", value, step)
-        writer.flush()
 
     return log
