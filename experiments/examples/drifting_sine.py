@@ -52,9 +52,9 @@ def loss_fn(weights: lm.Params, batch: lm.Batch) -> jax.Array:
     """Squared errors [B]."""
     x = batch["x"]
     for kernel, bias in weights[:-1]:
-        x = jax.nn.relu(x @ kernel + bias)
+        x = jax.nn.relu(x @ kernel + bias[None, :])
     kernel, bias = weights[-1]
-    return ((x @ kernel + bias)[:, 0] - batch["y"]) ** 2
+    return ((x @ kernel + bias[None, :])[:, 0] - batch["y"]) ** 2
 
 
 def make_lamaml() -> lm.Learner:

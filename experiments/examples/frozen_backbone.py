@@ -19,7 +19,17 @@ from sklearn.datasets import load_digits
 import lamaml_jax as lm
 from experiments.examples.sgd import sgd_learner
 
-FEATURES, CLASSES, ANGLES = 64, 5, 4
+FEATURES, HIDDEN, CLASSES, ANGLES = 64, 64, 5, 4
+RATE, GLANCES = 0.03, 3
+
+
+class Head(nn.Module):
+    """Features [B, ``FEATURES``] to logits [B, ``CLASSES``]."""
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Applies two dense layers."""
+        return nn.Dense(CLASSES)(nn.relu(nn.Dense(HIDDEN)(features)))
 
 
 class Backbone(nn.Module):
@@ -50,7 +60,7 @@ def pretrain(key: lm.Key, num_steps: int = 300) -> lm.Params:
         num_steps: of Adam, on 64 rows each.
     """
     images, labels = map(jnp.asarray, load_rows(0))
-    backbone, head = Backbone(), nn.Dense(CLASSES)
+    backbone, head = Backbone(), Head()
     backbone_key, head_key, rows_key = jax.random.split(key, 3)
     weights = {
         "backbone": backbone.init(backbone_key, images[:1]),
@@ -83,7 +93,7 @@ def make_logits(backbone_weights: lm.Params) -> Callable[..., jax.Array]:
     The backbone's weights are constants in it: neither the inner loop nor the outer one
     moves them, and they have no step sizes.
     """
-    backbone, head = Backbone(), nn.Dense(CLASSES)
+    backbone, head = Backbone(), Head()
 
     def logits_fn(weights, images):
         return head.apply(weights, backbone.apply(backbone_weights, images))
@@ -113,12 +123,12 @@ def make_lamaml(loss_fn: lm.LossFn) -> lm.Learner:
     }
     tx = lm.lamaml(
         loss_fn,
-        step_size_init=0.1,
-        step_size_learning_rate=0.1,
+        step_size_init=RATE,
+        step_size_learning_rate=RATE,
         inner_steps=5,
         reservoir=lm.make_reservoir(100, example),
     )
-    return lm.lamaml_learner(tx)
+    return lm.lamaml_learner(tx, glances=GLANCES)
 
 
 def main() -> dict[str, jax.Array]:
@@ -134,11 +144,11 @@ def main() -> dict[str, jax.Array]:
         return lm.losses.accuracy(logits_fn(weights, rows["image"]), rows["label"])
 
     train, test = make_tasks()
-    weights = nn.Dense(CLASSES).init(jax.random.key(1), jnp.zeros((1, FEATURES)))
+    weights = Head().init(jax.random.key(1), jnp.zeros((1, FEATURES)))
     observe = jax.jit(lm.observe_stream, static_argnums=0)
     learners = {
         "La-MAML": make_lamaml(loss_fn),
-        "SGD": sgd_learner(loss_fn, optax.sgd(0.1)),
+        "SGD": sgd_learner(loss_fn, optax.sgd(RATE), GLANCES),
     }
     found = {}
     for name, learner in learners.items():

@@ -20,8 +20,8 @@ def test_lamaml_keeps_a_drifting_sine_that_sgd_forgets():
 
 def test_lamaml_keeps_angles_on_a_frozen_backbone():
     found = {name: np.asarray(x) for name, x in frozen_backbone.main().items()}
-    assert found["La-MAML"].mean() > found["SGD"].mean() + 0.05
-    assert found["La-MAML"].min() > 0.5
+    assert found["La-MAML"].mean() > found["SGD"].mean() + 0.1
+    assert found["La-MAML"].min() > 0.4
 
 
 def test_there_are_three_notebooks():

@@ -135,11 +135,23 @@ def tiny(method="lamaml", setting="aware", passes="single", **overrides):
     return RunConfig(benchmark, method, (0, 1), hyper, None, setting, passes)
 
 
-def accuracies(config):
+def results(config):
     data = benchmarks.draw(config.benchmark, source(), config.seeds)
     inputs = runner.place(data, config.seeds, placement.make_mesh(1))
     (program,) = runner.compile_programs([[config]], inputs)
-    return np.stack([r.accuracy for r in runner.train(config, program, inputs)], axis=1)
+    return list(runner.train(config, program, inputs))
+
+
+def accuracies(config):
+    return np.stack([result.accuracy for result in results(config)], axis=1)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_two_runs_of_icarl_are_bit_identical():
+    """The other methods' are compared as processes, in test_resume.py."""
+    first, second = results(tiny("icarl")), results(tiny("icarl"))
+    assert len(first) == 4
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_lamaml_learns_a_split_with_a_head_per_task():
