@@ -47,7 +47,9 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        logging.set_verbosity(logging.FATAL)  # errors are raised besides, and told by us
+        logging.set_verbosity(
+            logging.FATAL
+        )  # errors are raised besides, and told by us
         several = {}
         if jax.process_count() > 1:  # the first one writes alone
             self._folder.mkdir(parents=True, exist_ok=True)
