@@ -293,6 +293,15 @@ def test_transformation_follows_the_recorded_run(stored, constructor):
             assert_close(stored, f"update {m}, {kind}", actual, recorded)
             assert [x.dtype for x in actual] == [x.dtype for x in recorded]
         check_info(stored, m, optax.tree.get(state, "info"))
+        if stored.meta["dtype"] == "f32":
+            # Each update starts where the recorded one did. In a free run the order of
+            # sums, which differs by processor, once puts a unit on the other side of
+            # its relu, and from then on two runs of one rule are 1e-4 apart.
+            weights, step_sizes = (
+                jax.tree.map(jnp.asarray, su.leaves(stored, f"upd/{m}/{kind}"))
+                for kind in ("param", "alpha")
+            )
+            state = optax.tree.set(state, step_sizes=step_sizes)
     if len(set(inner_steps)) == 1:  # other files may have had the step traced before
         assert len(traces) - traced_before <= 1
     assert_predictions_close(stored, weights)

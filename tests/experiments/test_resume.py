@@ -123,6 +123,7 @@ def er():
     return config, program, inputs
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax
 def test_a_damaged_checkpoint_is_told_and_the_one_before_used(
     er, tmp_path, monkeypatch
 ):
