@@ -13,7 +13,7 @@ from lamaml_jax import checks, inner, losses, types
 
 OBJECTIVES = ("mean", "last")
 META_AD_MODES = ("auto", "reverse", "forward_over_reverse", "accumulate")
-_ACCUMULATED_TOGETHER = 5
+_CACHED_BYTES = 2**20
 _MetaGradFn = Callable[..., tuple[Any, types.MetaParams]]
 
 
@@ -250,6 +250,21 @@ def _by_accumulation(
     return meta_value_and_grad_fn
 
 
+def _summed_together(weights: types.Params, num_steps: int) -> int:
+    """How many steps "accumulate" unrolls, by ``python -m experiments bench``.
+
+    A pass over the weights for each sum and step costs as much as their products where
+    these are small. Unrolled, XLA adds up several gradients in one pass, and without a
+    loop copies nothing; but all of them wait until then, and fall out of the cache if
+    they are too many or too large.
+    """
+    if num_steps <= 5:
+        return num_steps
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(weights)) > _CACHED_BYTES:
+        return 1
+    return num_steps if num_steps <= 10 else 5
+
+
 def resolve_inner_ad(inner_ad: str, *, first_order: bool) -> str:
     """Checks ``inner_ad`` and turns ``"auto"`` into the mode it stands for."""
     checks.check_choice("inner_ad", inner_ad, META_AD_MODES)
@@ -293,8 +308,9 @@ def meta_value_and_grad(
         remat: keep only the K fast weights for the backward pass, which visits each
             once; False keeps every activation too, ``"sqrt"`` about 2 sqrt(K) fast
             weights, and takes each inner step once more. "accumulate" keeps none.
-        unroll: steps unrolled in one iteration of the scan; None for what is fastest,
-            5 with "accumulate", whose sums are then added up together, else 1.
+        unroll: steps unrolled in one iteration of the scan; None for what was
+            measured to be fastest: 1, but with "accumulate" as many as 10 for weights
+            that stay in a cache, because their sums are then added up together.
 
     Returns:
         ``fn(params, support, query, support_mask=None, query_mask=None)`` that takes a
@@ -326,9 +342,8 @@ def meta_value_and_grad(
     checks.check_positive("clip", clip)
     inner_ad = resolve_inner_ad(inner_ad, first_order=first_order)
     checks.check_choice("remat", remat, inner.REMAT_POLICIES)
-    if unroll is None:
-        unroll = _ACCUMULATED_TOGETHER if inner_ad == "accumulate" else 1
-    unroll = checks.check_count("unroll", unroll)
+    if unroll is not None:
+        unroll = checks.check_count("unroll", unroll)
 
     def meta_value_and_grad_fn(
         params: types.MetaParams,
@@ -348,6 +363,10 @@ def meta_value_and_grad(
         def query_loss(weights: types.Params) -> jax.Array:
             return losses.mean_loss(loss_fn, weights, query, query_mask)
 
+        steps = unroll
+        if steps is None:
+            is_summed = inner_ad == "accumulate"
+            steps = _summed_together(params.weights, axes[0]) if is_summed else 1
         if inner_ad == "accumulate" or remat:
             if inner_ad == "accumulate":
                 by_scan = _by_accumulation
@@ -361,7 +380,7 @@ def meta_value_and_grad(
                 inner_ad="reverse" if inner_ad == "accumulate" else inner_ad,
             )
             run = by_scan(
-                objective, inner_grads, query_loss, rectify=rectify, unroll=unroll
+                objective, inner_grads, query_loss, rectify=rectify, unroll=steps
             )
         else:
 
@@ -384,7 +403,7 @@ def meta_value_and_grad(
                     adapt_mask=adapt_mask,
                     inner_ad=inner_ad,
                     remat=False,
-                    unroll=unroll,
+                    unroll=steps,
                     probe_fn=probe_fn,
                 )
 

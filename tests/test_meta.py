@@ -485,9 +485,9 @@ def test_segments_of_any_length_keep_the_numbers(num_steps, objective):
     assert_trees_close(actual, expected, **FUSED)
 
 
-def temporary_bytes(num_steps, **options):
+def temporary_bytes(num_steps, hidden=200, **options):
     """Compiled temporary memory of a meta-gradient, and the size of its weights."""
-    weights = {"w": jnp.ones((300, 200)), "v": jnp.ones((200, 300))}
+    weights = {"w": jnp.ones((300, hidden)), "v": jnp.ones((hidden, 300))}
 
     def loss_fn(weights, batch):
         out = jnp.tanh(batch @ weights["w"]) @ weights["v"]
@@ -516,3 +516,9 @@ def test_memory_of_segments_grows_with_the_square_root():
 def test_memory_of_the_closed_form_does_not_grow():
     few, many = (temporary_bytes(k, first_order=True)[0] for k in (10, 100))
     assert many < 1.1 * few
+
+
+def test_gradients_of_large_weights_do_not_wait_for_one_another():
+    used, size = temporary_bytes(10, hidden=600, first_order=True)
+    unrolled, _ = temporary_bytes(10, hidden=600, first_order=True, unroll=10)
+    assert used < 5 * size < unrolled

@@ -31,12 +31,13 @@ _MODES: dict[str, dict[str, Any]] = {
     "first_reverse": {"inner_ad": "reverse", **_FIRST},
     "accumulate": {"inner_ad": "accumulate", **_FIRST},
     "accumulate_1": {"inner_ad": "accumulate", "unroll": 1, **_FIRST},
+    "accumulate_5": {"inner_ad": "accumulate", "unroll": 5, **_FIRST},
 }
 _NOTE = (
     f"{_INPUTS} inputs, {_CLASSES} classes, {_QUERY} query rows; rows: of the support "
     "in each inner step. reverse: the default; sqrt: remat='sqrt'; no_remat: "
     "remat=False; forward: forward_over_reverse. In first order: first_reverse; "
-    "accumulate: the default; accumulate_1: with unroll=1."
+    "accumulate: the default; accumulate_1, accumulate_5: with that unroll."
 )
 
 

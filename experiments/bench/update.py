@@ -19,7 +19,6 @@ from experiments.config import num_meta_updates
 from experiments.hyperparameters import Hyperparameters
 
 _TASKS = 2
-_SEEDS = 2
 _FEW_ROWS = 20  # of a task, where an update takes a second
 _FLOAT = 4
 
@@ -76,10 +75,11 @@ def bytes_per_meta_update(num_weights: int, inner_steps: int) -> float:
     """Counts what one first-order meta-update must read and write of the weights.
 
     If nothing stayed in a cache from one pass to the next, each inner step would read
-    fast weights and step sizes and write the fast weights, read them for the query,
-    write its gradient and read it for the sums, and read and write the sum of the inner
-    gradients: eight passes. The sums of the query's gradients are taken over several
-    steps at once. Around the steps there are eight more, of norms and of the update.
+    fast weights and step sizes and write the fast weights (3), read them for the query
+    (1), write its gradient (1), and read it for the two sums (2). Around the steps,
+    where those are unrolled: the three sums are written (3), and read for norms and
+    alignment (5); step sizes move (3), then the weights (4), and the step sizes are
+    described (4).
 
     Args:
         num_weights: of the network.
@@ -88,7 +88,7 @@ def bytes_per_meta_update(num_weights: int, inner_steps: int) -> float:
     Returns:
         Bytes.
     """
-    return _FLOAT * num_weights * (8.0 * inner_steps + 8)
+    return _FLOAT * num_weights * (7.0 * inner_steps + 19)
 
 
 def _roofline(job: Job, settings: Settings, tasks: int) -> dict[str, Any]:
@@ -174,15 +174,16 @@ def measure(settings: Settings) -> Sequence[Result]:
     tasks, benchmark = _TASKS, settings.benchmark
     if settings.quick or benchmark.channels:
         tasks, benchmark = 1, shortened(benchmark, _FEW_ROWS)
-    job = Job(benchmark, range(_SEEDS), settings.data_dir)
-    device = jax.devices()[0].device_kind
-    title = f"La-MAML on {benchmark.name}, {_SEEDS} seeds, {job.inputs.mesh.size} "
+    devices = jax.devices()
+    job = Job(benchmark, range(len(devices)), settings.data_dir)
+    title = f"La-MAML on {benchmark.name}, a seed on each of {len(devices)} "
     row = _roofline(job, settings, tasks)
     note = (
         "cpu_s_per_seed is for the whole stream; the last two rows are the least that "
         "arithmetic and memory traffic take, in milliseconds per meta-update"
     )
-    roofline = Result(f"{title}devices ({device})", [row], note)
+    title += f"devices ({devices[0].device_kind})"
+    roofline = Result(title, [row], note)
     if settings.quick or benchmark.channels:
         return [roofline]
     return [roofline, _capacities(settings, tasks)]
