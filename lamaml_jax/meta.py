@@ -256,13 +256,13 @@ def _summed_together(weights: types.Params, num_steps: int) -> int:
     A pass over the weights for each sum and step costs as much as their products where
     these are small. Unrolled, XLA adds up several gradients in one pass, and without a
     loop copies nothing; but all of them wait until then, and fall out of the cache if
-    they are too many or too large.
+    they are too many or too large. A number that does not divide the steps would have
+    the support copied in two parts.
     """
-    if num_steps <= 5:
+    is_cached = sum(leaf.nbytes for leaf in jax.tree.leaves(weights)) <= _CACHED_BYTES
+    if num_steps <= (10 if is_cached else 5):
         return num_steps
-    if sum(leaf.nbytes for leaf in jax.tree.leaves(weights)) > _CACHED_BYTES:
-        return 1
-    return num_steps if num_steps <= 10 else 5
+    return max(n for n in range(1, 6 if is_cached else 2) if num_steps % n == 0)
 
 
 def resolve_inner_ad(inner_ad: str, *, first_order: bool) -> str:
