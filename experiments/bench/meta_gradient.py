@@ -12,13 +12,15 @@ import numpy as np
 import optax
 
 import lamaml_jax as lm
+from experiments import benchmarks
 from experiments.bench import timing
 from experiments.bench.results import Result
 from experiments.bench.settings import Settings
-from experiments.models import Network
+from experiments.models import Network, convolve_by_matmul
 
-_INPUTS, _CLASSES, _QUERY = 784, 10, 20
-_HIDDEN = {"small": (32,), "published": (100, 100), "large": (512, 512)}
+_PIXELS, _CLASSES, _QUERY = 784, 10, 20
+_PERCEPTRONS = {"32": (32,), "100x100": (100, 100), "512x512": (512, 512)}
+_CONVOLUTIONS = "tinyimagenet-split"
 _STEPS = (1, 5, 10, 32, 100)
 _BATCHES = (1, 256)
 _TARGET_S = 0.1
@@ -34,29 +36,39 @@ _MODES: dict[str, dict[str, Any]] = {
     "accumulate_5": {"inner_ad": "accumulate", "unroll": 5, **_FIRST},
 }
 _NOTE = (
-    f"{_INPUTS} inputs, {_CLASSES} classes, {_QUERY} query rows; rows: of the support "
-    "in each inner step. reverse: the default; sqrt: remat='sqrt'; no_remat: "
-    "remat=False; forward: forward_over_reverse. In first order: first_reverse; "
+    f"{_PIXELS} inputs (convolutions: 64x64x3), {_CLASSES} classes, {_QUERY} query "
+    "rows; rows: of the support in each inner step. reverse: the default; sqrt: "
+    "remat='sqrt'; no_remat: remat=False; forward: forward_over_reverse. In first order: first_reverse; "
     "accumulate: the default; accumulate_1, accumulate_5: with that unroll."
 )
 
 
 class _Case(NamedTuple):
-    hidden: tuple[int, ...]
+    network: str
     inner_steps: int
-    batch: int
+    rows: int
+
+
+def _network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """Builds a network, and returns the shape of its inputs too."""
+    if name in _PERCEPTRONS:
+        return Network(_PERCEPTRONS[name], _CLASSES), (_PIXELS,)
+    benchmark = benchmarks.get_benchmark(name)
+    convolve = convolve_by_matmul if jax.default_backend() == "cpu" else None
+    model = Network(benchmark.hidden, _CLASSES, benchmark.channels, convolve=convolve)
+    return model, (64, 64, 3)
 
 
 def _compiled(case: _Case, options: dict[str, Any], repeats: int):
     """Compiles a chain of meta-gradients, and returns its arguments too."""
-    model: nn.Module = Network(case.hidden, _CLASSES)
+    model, image_shape = _network(case.network)
     rng = np.random.default_rng(0)
 
     def rows(*shape):
-        images = rng.uniform(size=(*shape, _INPUTS)).astype(np.float32)
+        images = rng.uniform(size=(*shape, *image_shape)).astype(np.float32)
         return jnp.asarray(images), jnp.asarray(rng.integers(0, _CLASSES, shape))
 
-    support, query = rows(case.inner_steps, case.batch), rows(_QUERY)
+    support, query = rows(case.inner_steps, case.rows), rows(_QUERY)
     weights = model.init(jax.random.key(0), support[0][0])
     params = lm.MetaParams(weights, optax.tree.full_like(weights, 0.05))
 
@@ -95,8 +107,7 @@ def _measure_case(
         works[name] = functools.partial(chain, *arguments)
     timings = timing.alternate(works, settings.rounds)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments[0].weights))
-    head = {"hidden": "x".join(map(str, case.hidden))}
-    head |= {"inner_steps": case.inner_steps, "rows": case.batch}
+    head = case._asdict()
     milliseconds = {
         name: 1e3 * timing.median_wall_s(timings[name]) / repeats for name in _MODES
     }
@@ -108,17 +119,17 @@ def _measure_case(
 
 
 def measure(settings: Settings) -> Sequence[Result]:
-    """Measures every mode on perceptrons of three sizes; the benchmark plays no part.
+    """Measures every mode on three perceptrons and on Tiny ImageNet's convolutions.
 
     Times are of meta-gradients in a loop, modes in turn; memory is what the compiled
     program of a single one asks for beside its arguments and results.
     """
     cases = [
-        _Case(_HIDDEN[name], steps, batch)
-        for name, steps, batch in itertools.product(_HIDDEN, _STEPS, _BATCHES)
+        _Case(*sizes) for sizes in itertools.product(_PERCEPTRONS, _STEPS, _BATCHES)
     ]
+    cases.append(_Case(_CONVOLUTIONS, 5, 2))
     if settings.quick:
-        cases = [_Case(_HIDDEN["small"], 3, 2)]
+        cases = [_Case("32", 3, 2)]
     titles = (
         "Meta-gradients: milliseconds",
         "Meta-gradients: time over that of reverse",
