@@ -38,8 +38,9 @@ _MODES: dict[str, dict[str, Any]] = {
 _NOTE = (
     f"{_PIXELS} inputs (convolutions: 64x64x3), {_CLASSES} classes, {_QUERY} query "
     "rows; rows: of the support in each inner step. reverse: the default; sqrt: "
-    "remat='sqrt'; no_remat: remat=False; forward: forward_over_reverse. In first order: first_reverse; "
-    "accumulate: the default; accumulate_1, accumulate_5: with that unroll."
+    "remat='sqrt'; no_remat: remat=False; forward: forward_over_reverse. In first "
+    "order: first_reverse; accumulate: the default; accumulate_1, accumulate_5: with "
+    "that unroll."
 )
 
 
