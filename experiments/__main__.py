@@ -734,7 +734,10 @@ def bench(
         typer.Option(help="Devices to use \\[default: all]", show_default=False),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the results here.")
+        Path | None,
+        typer.Option(
+            "--json", help="Also write the results here, beside those of other names."
+        ),
     ] = None,
 ) -> None:
     """Measure speed and memory, as medians of works that take turns."""
@@ -756,13 +759,15 @@ def bench(
     sources.check_source(chosen.source, data_dir)
     start_jax(devices, cache=False)
     settings = Settings(chosen, data_dir, rounds, quick)
-    results = {}
+    if json_file is not None and json_file.exists():
+        benching.read(json_file)  # a file that is none of ours stops this at once
     for name in dict.fromkeys(names):
+        environment = session.environment()
         with console.status(f"measuring {name}"):
-            results[name] = list(benching.measure(name, settings))
-        benching.show(results[name], console)
+            results = benching.measure(name, settings)
+        benching.show(results, console)
         if json_file is not None:
-            benching.write(json_file, results, session.environment())
+            benching.write(json_file, {name: benching.Record(environment, results)})
 
 
 def _fail(message: str) -> None:

@@ -53,7 +53,7 @@ def make_report(
         UserError: a damaged record.
     """
     console = Console() if console is None else console
-    measured = [bench.read(path)[0] for path in benches]
+    measured = [bench.read(path) for path in benches]
     runs, skipped = [], []
     for folder in run_folder.find(paths):
         try:
@@ -83,12 +83,14 @@ def make_report(
         (comparison.heading(each), comparison.table(each)) for each in compared
     ]
     all_tables.append(("All figures", tables.lines(rows)))
-    for number, results in enumerate(measured):
-        for name, group in results.items():
-            all_tables += [(result.title, bench.lines(result)) for result in group]
+    scaled = sum("scaling" in records for records in measured)
+    for number, records in enumerate(measured):
+        for name, (_, results) in records.items():
+            all_tables += [(result.title, bench.lines(result)) for result in results]
             if name == "scaling":
-                path = out_dir / ("scaling" + f"-{number + 1}" * (len(measured) > 1))
-                draw = functools.partial(figures.scaling, group[0].title, group[0].rows)
+                path = out_dir / ("scaling" + f"-{number + 1}" * (scaled > 1))
+                first = results[0]
+                draw = functools.partial(figures.scaling, first.title, first.rows)
                 written += figures.save(draw, path)
     notes = [comparison.NOTE, tables.NOTE]
     notes += [f"Not in the tables: {reason}." for reason in skipped]

@@ -4,9 +4,9 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.bench.results import Result, lines, read, show, write
+from experiments.bench.results import Record, Result, lines, read, show, write
 
-__all__ = ["BENCHES", "Result", "lines", "measure", "read", "show", "write"]
+__all__ = ["BENCHES", "Record", "Result", "lines", "measure", "read", "show", "write"]
 
 BENCHES = {
     "update": "update",

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from experiments.errors import UserError
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 class Result(NamedTuple):
@@ -55,46 +55,62 @@ def show(results: Sequence[Result], console: Console) -> None:
         console.print(table)
 
 
-def write(
-    path: Path, results: Mapping[str, Sequence[Result]], environment: Mapping[str, Any]
-) -> None:
-    """Writes results by the name of their benchmark, as JSON."""
-    record = {
-        "format_version": _FORMAT_VERSION,
-        "environment": environment,
-        "benches": {
-            name: [result._asdict() for result in group]
-            for name, group in results.items()
-        },
+class Record(NamedTuple):
+    """What one benchmark measured, and where."""
+
+    environment: Mapping[str, Any]
+    results: Sequence[Result]
+
+
+def write(path: Path, records: Mapping[str, Record]) -> None:
+    """Writes records by the name of their benchmark, as JSON.
+
+    Args:
+        path: the file. If it holds records already, those of other names stay.
+        records: what was measured.
+
+    Raises:
+        UserError: the file exists and is no such record.
+    """
+    kept = read(path) if path.exists() else {}
+    benches = {
+        name: {
+            "environment": record.environment,
+            "results": [result._asdict() for result in record.results],
+        }
+        for name, record in (kept | dict(records)).items()
     }
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    found = {"format_version": _FORMAT_VERSION, "benches": benches}
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def read(path: Path) -> tuple[dict[str, list[Result]], dict[str, Any]]:
+def read(path: Path) -> dict[str, Record]:
     """Reads what ``write`` wrote.
 
     Args:
         path: the JSON file.
 
     Returns:
-        Results by the name of their benchmark, and the environment.
+        Records by the name of their benchmark.
 
     Raises:
         UserError: the file is missing, damaged or of another version.
     """
     try:
-        record = json.loads(path.read_text())
-        version = record["format_version"]
+        found = json.loads(path.read_text())
+        version = found["format_version"]
         if version != _FORMAT_VERSION:
             raise UserError(
                 f"{path}: written by another version (format {version}, here "
                 f"{_FORMAT_VERSION})"
             )
-        benches = {
-            name: [Result(**result) for result in group]
-            for name, group in record["benches"].items()
+        return {
+            name: Record(
+                dict(record["environment"]),
+                [Result(**result) for result in record["results"]],
+            )
+            for name, record in found["benches"].items()
         }
-        return benches, record["environment"]
     except (
         OSError,
         ValueError,

@@ -39,10 +39,11 @@ def test_a_quick_run_finishes_and_has_its_columns(name, tmp_path, monkeypatch, c
         command_line.main()
     assert not stop.value.code
     printed = capsys.readouterr().out
-    results, environment = bench.read(file)
+    records = bench.read(file)
+    assert list(records) == [name]
+    environment, results = records[name]
     assert environment["versions"]["jax"] == jax.__version__
-    assert list(results) == [name]
-    for result, columns in zip(results[name], COLUMNS[name], strict=True):
+    for result, columns in zip(results, COLUMNS[name], strict=True):
         assert columns <= set(result.rows[0])
         for row in result.rows:
             numbers = [v for v in row.values() if isinstance(v, int | float)]
@@ -111,7 +112,22 @@ def test_device_counts_are_powers_of_two_and_all():
     assert device_counts(6) == [1, 2, 4, 6]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format_version": 1}', None])
+def test_records_of_other_names_stay(tmp_path):
+    file = tmp_path / "bench.json"
+    old, new, other = (
+        bench.Record({"device": device}, [bench.Result("t", [{"a": n}])])
+        for n, device in enumerate(("old", "new", "other"))
+    )
+    bench.write(file, {"update": old, "stream": other})
+    bench.write(file, {"update": new})
+    assert bench.read(file) == {"update": new, "stream": other}
+    file.write_text("not ours")
+    with pytest.raises(UserError, match="no benchmark record"):
+        bench.write(file, {"update": new})
+    assert file.read_text() == "not ours"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format_version": 2}', None])
 def test_damaged_records_are_refused(content, tmp_path):
     file = tmp_path / "bench.json"
     if content is not None:

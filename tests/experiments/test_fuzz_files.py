@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 
 from experiments import bench, request, run_folder
-from experiments.bench.results import Result
 from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.errors import UserError
 
@@ -178,7 +177,8 @@ def test_no_reader_loads_a_pickle(sound, tmp_path):
 def test_a_damaged_bench_record_is_refused_or_read(tmp_path_factory, damage):
     folder = tmp_path_factory.mktemp("bench")
     path = folder / "bench.json"
-    bench.write(path, {"update": [Result("t", [{"a": 1.0}], "")]}, {"device": "cpu"})
+    record = bench.Record({"device": "cpu"}, [bench.Result("t", [{"a": 1.0}])])
+    bench.write(path, {"update": record})
     path.write_bytes(damage(path.read_bytes()))
     try:
         bench.read(path)

@@ -607,8 +607,8 @@ def test_the_report_shows_records_and_draws_the_scaling(tmp_path):
     ]
     tall = bench.Result("One alone", [{"cpu_ms": 1.25, "compile_s": 12345.6}])
     file = tmp_path / "bench.json"
-    results = {"scaling": [bench.Result("Seeds", rows)], "update": [tall]}
-    bench.write(file, results, {})
+    scaling = bench.Record({}, [bench.Result("Seeds", rows)])
+    bench.write(file, {"scaling": scaling, "update": bench.Record({}, [tall])})
     assert bench.lines(tall) == [
         ["quantity", "value"],
         ["cpu ms", "1.25"],
