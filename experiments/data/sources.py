@@ -261,7 +261,18 @@ def _decode(name: str, folder: Path, arrays: dict[str, np.ndarray]) -> None:
                 labels[i] = record["label"]
 
 
-def _read_cache(cache: Path, forms: dict[str, Any]) -> dict[str, np.ndarray] | None:
+def _are_classes(arrays: dict[str, np.ndarray], num_classes: int) -> bool:
+    """Tells whether all labels are in [0, num_classes)."""
+    labels = arrays["train_labels"], arrays["test_labels"]
+    return all(
+        each.min(initial=0) >= 0 and each.max(initial=0) < num_classes
+        for each in labels
+    )
+
+
+def _read_cache(
+    cache: Path, forms: dict[str, Any], num_classes: int
+) -> dict[str, np.ndarray] | None:
     """Returns the cached arrays, or None if they are absent or not whole."""
     arrays = {}
     for key, (shape, dtype) in forms.items():
@@ -269,12 +280,12 @@ def _read_cache(cache: Path, forms: dict[str, Any]) -> dict[str, np.ndarray] | N
         mode = "r" if size > _MAPPED_BYTES else None
         try:
             array = np.load(cache / f"{key}.npy", mmap_mode=mode, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+        except Exception:  # damaged ones end in errors of many types
             return None
         if array.shape != shape or array.dtype != dtype:
             return None
         arrays[key] = array
-    return arrays
+    return arrays if _are_classes(arrays, num_classes) else None
 
 
 def _fill_cache(name: str, folder: Path, cache: Path, forms: dict[str, Any]) -> None:
@@ -320,12 +331,12 @@ def load_source(
     folder = dataset_folder(name, data_dir)
     forms, num_classes = _forms(name, folder), _num_classes(name, folder)
     cache = _cache_folder(name, folder, cache_dir)
-    arrays = _read_cache(cache, forms)
+    arrays = _read_cache(cache, forms, num_classes)
     try:
         if arrays is None:
             try:
                 _fill_cache(name, folder, cache, forms)
-                arrays = _read_cache(cache, forms)
+                arrays = _read_cache(cache, forms, num_classes)
             except OSError as error:
                 warnings.warn(
                     f"decoded images cannot be kept in {cache}: {error}", stacklevel=2
@@ -335,4 +346,6 @@ def load_source(
             _decode(name, folder, arrays)
     except Exception as error:  # of no common type: records, pixels, labels
         raise _broken(name, folder, f"cannot be decoded: {error}") from error
+    if not _are_classes(arrays, num_classes):
+        raise _broken(name, folder, f"labels beyond the {num_classes} classes")
     return Source(**arrays, num_classes=num_classes, max_value=255)

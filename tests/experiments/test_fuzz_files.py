@@ -7,19 +7,13 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from damage import damages, settings
 from hypothesis import given
 
 from experiments import bench, request, run_folder
 from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.errors import UserError
 
-settings = hypothesis.settings(
-    derandomize=True,
-    deadline=None,
-    database=None,
-    max_examples=150,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
 SEEDS = [3, 5]
 
 
@@ -51,23 +45,6 @@ def write_run(folder):
             line = {"seed": seed, "task": task, "accuracy": accuracy[n, task]}
             run_folder.append_evaluation(folder, line)
     run_folder.finish(folder, arrays, summary)
-
-
-@st.composite
-def damages(draw):
-    """A function that cuts bytes off, or replaces, removes or adds some."""
-    kind = draw(st.sampled_from(["cut", "replace", "remove", "insert"]))
-    where = draw(st.floats(0, 1, exclude_max=True))
-    new = draw(st.binary(min_size=1, max_size=8))
-
-    def damage(data):
-        place = int(where * len(data))
-        if kind == "cut":
-            return data[:place]
-        after = place if kind == "insert" else place + len(new)
-        return data[:place] + (b"" if kind == "remove" else new) + data[after:]
-
-    return damage
 
 
 @pytest.fixture(scope="module")
