@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import lamaml_jax as lm
 from experiments import __main__ as command_line
+from experiments import bench
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -60,6 +61,30 @@ def test_results_are_those_of_the_committed_report():
     assert tables
     for table in tables:
         assert table in README, table
+
+
+def test_speed_is_that_of_the_committed_records():
+    one, conv, two = (
+        bench.read(RESULTS / f"bench/{name}.json")["update"].results[0].rows[0]
+        for name in ("one-core", "one-core-conv", "two-cores")
+    )
+    rows = {
+        "CPU ms per meta-update": "cpu_ms_per_meta_update",
+        "MFLOP of its matrix products": "mflop_per_meta_update",
+        "share of this core's matmul peak, 104 GFLOP/s": "percent_of_matmul_peak",
+    }
+    for heading, key in rows.items():
+        shown = re.search(rf"^\| {heading} \| (.*) \| (.*) \|$", README, re.M)
+        numbers = [float(re.sub("[, %]", "", cell)) for cell in shown.groups()]
+        assert numbers == pytest.approx([one[key], conv[key]], rel=0.02), heading
+    assert f"{one['cpu_s_per_seed']:.1f} CPU s" in README
+    assert f"| {two['meta_updates_per_s']:.0f} meta-updates per second |" in README
+    own = (ROOT / "experiments/README.md").read_text()
+    scaling = bench.read(RESULTS / "bench/two-cores.json")["scaling"].results[0].rows
+    for devices, heading in ((1, "one device"), (2, "two devices, a core each")):
+        line = re.search(rf"^\| {heading} \|(.*)\|$", own, re.M)[1]
+        rates = [r["meta_updates_per_s"] for r in scaling if r["devices"] == devices]
+        assert [int(n) for n in re.findall(r"\d+", line)] == [round(r) for r in rates]
 
 
 @pytest.mark.parametrize("text", dict.fromkeys(COMMANDS))
