@@ -35,7 +35,13 @@ def measure(settings: Settings) -> Sequence[Result]:
     )
     cases = [(devices, n) for devices, n in cases if n >= devices]
     jobs = {
-        (devices, n): Job(benchmark, range(n), settings.data_dir, devices=devices)
+        (devices, n): Job(
+            benchmark,
+            range(n),
+            settings.data_dir,
+            devices=devices,
+            **settings.overrides,
+        )
         for devices, n in cases
     }
     works = {case: (lambda job=job: job.train(0, 1)) for case, job in jobs.items()}

@@ -15,3 +15,8 @@ class Settings(NamedTuple):
     """Alternations; medians over them are reported."""
     quick: bool
     """Smallest sizes, to see that everything works; its times mean little."""
+
+    @property
+    def overrides(self) -> dict[str, int]:
+        """Hyper-parameters that make a program quick to compile, if it need be."""
+        return {"inner_steps": 2} if self.quick else {}

@@ -47,7 +47,8 @@ def _by_position(
     )
     places = (0, num_tasks - 1)
     jobs = {
-        c: Job(benchmark, range(1), settings.data_dir, capacity=c) for c in capacities
+        c: Job(benchmark, range(1), settings.data_dir, capacity=c, **settings.overrides)
+        for c in capacities
     }
     works = {
         (capacity, place): (lambda job=job, place=place: job.train(place, 1))
@@ -82,7 +83,9 @@ def _by_length(settings: Settings, lengths: Sequence[int]) -> Result:
         benchmark = dataclasses.replace(
             settings.benchmark, num_tasks=_PARTS, rows_per_task=length // _PARTS
         )
-        jobs[length] = Job(benchmark, range(1), settings.data_dir, probes=True)
+        jobs[length] = Job(
+            benchmark, range(1), settings.data_dir, probes=True, **settings.overrides
+        )
     works = {
         length: (lambda job=job: job.train_last_part()) for length, job in jobs.items()
     }

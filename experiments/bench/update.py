@@ -142,7 +142,11 @@ def _capacities(settings: Settings, tasks: int) -> Result:
     capacities = (200, 20_000)
     jobs = {
         capacity: Job(
-            settings.benchmark, range(1), settings.data_dir, capacity=capacity
+            settings.benchmark,
+            range(1),
+            settings.data_dir,
+            capacity=capacity,
+            **settings.overrides,
         )
         for capacity in capacities
     }
@@ -175,7 +179,7 @@ def measure(settings: Settings) -> Sequence[Result]:
     if settings.quick or benchmark.channels:
         tasks, benchmark = 1, shortened(benchmark, _FEW_ROWS)
     devices = jax.devices()
-    job = Job(benchmark, range(len(devices)), settings.data_dir)
+    job = Job(benchmark, range(len(devices)), settings.data_dir, **settings.overrides)
     title = f"La-MAML on {benchmark.name}, a seed on each of {len(devices)} "
     row = _roofline(job, settings, tasks)
     note = (
