@@ -13,6 +13,17 @@ def pytest_runtest_setup(item):
         pytest.skip("needs an accelerator; only the CPU is present")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees what a module compiled.
+
+    A process that keeps thousands of programs grows to 5 GB, and XLA was once seen to
+    crash in one while it compiled another.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)
