@@ -79,17 +79,21 @@ def test_a_damaged_tar_is_read_or_refused(tmp_path_factory, mode, damage):
             assert fine.max() < 100 and coarse.max() < 20
 
 
+def jpeg():
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (10, 200, 30)).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
 def tiny_zip(method):
     buffer = io.BytesIO()
-    picture = io.BytesIO()
-    Image.new("RGB", (64, 64), (10, 200, 30)).save(picture, format="JPEG")
     with zipfile.ZipFile(buffer, "w", method) as archive:
         root = "tiny-imagenet-200"
         archive.writestr(f"{root}/wnids.txt", "n1\nn2")
         for wnid in ("n1", "n2"):
             name = f"{root}/train/{wnid}/images/{wnid}_0.JPEG"
-            archive.writestr(name, picture.getvalue())
-        archive.writestr(f"{root}/val/images/v.JPEG", picture.getvalue())
+            archive.writestr(name, jpeg())
+        archive.writestr(f"{root}/val/images/v.JPEG", jpeg())
         archive.writestr(f"{root}/val/val_annotations.txt", "v.JPEG\tn2\t0\t0\t1\t1")
     return buffer.getvalue()
 
@@ -116,10 +120,8 @@ def test_a_damaged_zip_is_read_or_refused(tmp_path_factory, method, damage):
 @settings
 @given(damages())
 def test_a_damaged_picture_is_a_picture_or_refused(damage):
-    picture = io.BytesIO()
-    Image.new("RGB", (64, 64), (10, 200, 30)).save(picture, format="JPEG")
     try:
-        tiny_imagenet._checked(damage(picture.getvalue()), "n1_0.JPEG")
+        tiny_imagenet._checked(damage(jpeg()), "n1_0.JPEG")
     except DataError as error:
         assert "n1_0.JPEG" in str(error)
 
