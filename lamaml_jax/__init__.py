@@ -1,16 +1,26 @@
 """La-MAML, look-ahead meta-learning for continual learning, in functional JAX."""
 
 from lamaml_jax import diagnostics, losses, metrics
-from lamaml_jax.batching import join_replay, split_support
+from lamaml_jax.batching import join_replay, split_support, weigh_rows
 from lamaml_jax.clipping import clip_meta_grads
 from lamaml_jax.diagnostics import GradientVariance
 from lamaml_jax.inner import InnerTrace, adapt
 from lamaml_jax.learner import Learner, LearnerState, lamaml_learner, observe_stream
-from lamaml_jax.meta import MetaInfo, meta_value_and_grad
+from lamaml_jax.meta import MetaInfo, MetaValueAndGrad, meta_value_and_grad
 from lamaml_jax.reservoir import Reservoir, ReservoirState, make_reservoir
 from lamaml_jax.step_sizes import StepSizesState, scale_by_step_sizes
 from lamaml_jax.transform import LamamlInfo, LamamlState, lamaml_transform
-from lamaml_jax.types import Batch, Key, LossFn, Mask, MetaParams, Params
+from lamaml_jax.types import (
+    Batch,
+    Key,
+    LossFn,
+    Mask,
+    MetaParams,
+    ModelState,
+    ModelStateFn,
+    Params,
+    StepSizes,
+)
 from lamaml_jax.variance_reduction import (
     VarianceReduction,
     VarianceReductionState,
@@ -33,9 +43,13 @@ __all__ = [
     "Mask",
     "MetaInfo",
     "MetaParams",
+    "MetaValueAndGrad",
+    "ModelState",
+    "ModelStateFn",
     "Params",
     "Reservoir",
     "ReservoirState",
+    "StepSizes",
     "StepSizesState",
     "VarianceReduction",
     "VarianceReductionState",
@@ -56,4 +70,5 @@ __all__ = [
     "split_support",
     "sync_lamaml",
     "variance_reduced",
+    "weigh_rows",
 ]

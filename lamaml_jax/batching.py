@@ -1,5 +1,6 @@
 """Support and query sets, cut from an incoming batch and replayed rows."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -92,3 +93,47 @@ def join_replay(
 
     query = jax.tree.map(join, replayed, batch)
     return query, jnp.concatenate([replay_mask, batch_mask])
+
+
+def weigh_rows(
+    replay_mask: types.Mask, batch_mask: types.Mask, replay_weight: chex.Numeric
+) -> jax.Array:
+    """Weighs the rows of a query so that replayed and incoming ones count as told.
+
+    The mean loss over the replayed rows gets the weight r, that over the incoming ones
+    1 - r, however many there are of each. Pooled, as published, the share of replayed
+    rows is R / (R + B).
+
+    Args:
+        replay_mask: [R] booleans, True = valid.
+        batch_mask: [B] booleans.
+        replay_weight: r in [0, 1], unitless; may be traced. Where no replayed row is
+            valid, incoming ones count 1.
+
+    Returns:
+        [R + B] weights of the rows in the order of ``join_replay``. They add up to 1,
+        and rows that are not valid have 0.
+
+    Raises:
+        ValueError: ``replay_weight`` is a Python number outside [0, 1].
+        TypeError: ``replay_weight`` is no number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> replay_mask = jnp.array([True, True, False])
+        >>> print(lm.weigh_rows(replay_mask, jnp.ones(2, bool), 0.5))
+        [0.25 0.25 0.   0.25 0.25]
+    """
+    checks.check_share("replay_weight", replay_weight)
+    dtype = jnp.result_type(float)
+    replayed = replay_mask.astype(dtype)
+    incoming = batch_mask.astype(dtype)
+    share = jnp.asarray(replay_weight, dtype)
+    share = jnp.where(jnp.any(replay_mask), share, 0)
+    return jnp.concatenate(
+        [
+            replayed * (share / jnp.maximum(jnp.sum(replayed), 1)),
+            incoming * ((1 - share) / jnp.maximum(jnp.sum(incoming), 1)),
+        ]
+    )

@@ -5,9 +5,10 @@ Every function raises ``ValueError`` (shapes, trees, static ranges) or ``TypeErr
 and what was received. Values inside arrays are never looked at.
 """
 
+import difflib
 import operator
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,30 @@ from lamaml_jax import types
 def is_masked_node(leaf: Any) -> bool:
     """Tells whether ``leaf`` stands for weights that optax hides from an inner tx."""
     return isinstance(leaf, optax.MaskedNode)
+
+
+def is_function(value: Any) -> bool:
+    """Tells a function from a tree of numbers whose container can be called."""
+    leaves = jax.tree.leaves(value)
+    is_tree = bool(leaves) and all(
+        isinstance(leaf, bool | int | float) or hasattr(leaf, "dtype")
+        for leaf in leaves
+    )
+    return callable(value) and not is_tree
+
+
+def called(value: Any, params: Any) -> Any:
+    """Returns the tree that ``value`` is, or that it makes of the parameters."""
+    return value(params) if is_function(value) else value
+
+
+def is_prefix(tree: Any, like: Any) -> bool:
+    """Tells whether ``tree`` is ``like`` with some of its parts replaced by leaves."""
+    try:
+        jax.tree.map(lambda *_: None, tree, like)
+    except ValueError:
+        return False
+    return True
 
 
 def _path(name: str, path: tuple[Any, ...]) -> str:
@@ -66,12 +91,12 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
         raise ValueError(f"{name}: expected one of {list(choices)}, received {value!r}")
 
 
-def check_accumulate(inner_ad: str, *, first_order: bool) -> None:
-    """Refuses the first-order closed form where second order was asked for."""
-    if inner_ad == "accumulate" and not first_order:
+def check_by_definition(inner_ad: str, remat: bool | str) -> None:
+    """Refuses a choice that differentiating the definition would ignore."""
+    if inner_ad != "reverse" and not remat:
         raise ValueError(
-            "inner_ad: expected first_order=True with 'accumulate', which holds inner "
-            "gradients constant, received first_order=False"
+            "inner_ad: expected 'reverse' with remat=False, which differentiates the "
+            f"definition in reverse, received {inner_ad!r}"
         )
 
 
@@ -109,6 +134,48 @@ def check_transformation(name: str, value: Any) -> None:
             f"{name}: expected an optax.GradientTransformation, received "
             f"{_describe(value)}"
         )
+
+
+_WORKS_INSTEAD = (
+    "so batches are neither learned nor stored; put it around a part of "
+    "lamaml_transform instead, as meta_tx=, step_size_tx= or weight_tx="
+)
+
+
+_HIDING_WRAPPERS = {
+    "conditionally_mask": "skips updates, " + _WORKS_INSTEAD,
+    "conditionally_transform": "skips updates, " + _WORKS_INSTEAD,
+    "flatten": "hides the tree of the weights, which the loss needs; leave it away",
+    "lookahead": "wants pairs of weights, which the loss does not take; leave it away",
+}
+
+
+def check_hands_on(name: str, tx: Any) -> None:
+    """Refuses optax's wrappers that keep batches from what they wrap, where seen."""
+    owner = getattr(tx.update, "__self__", tx)
+    wrapper = getattr(tx.update, "__qualname__", "").split(".")[0]
+    if isinstance(owner, optax.MultiSteps):
+        raise ValueError(
+            f"{name}: optax.MultiSteps skips all updates but every k-th, "
+            + _WORKS_INSTEAD
+        )
+    if wrapper in _HIDING_WRAPPERS:
+        raise ValueError(f"{name}: optax.{wrapper} {_HIDING_WRAPPERS[wrapper]}")
+
+
+def check_hands_on_state(name: str, state: Any, inside: type) -> None:
+    """Refuses the wrappers of ``check_hands_on`` by their states, also in a chain."""
+    skipping = (optax.MultiStepsState, optax.ConditionallyTransformState)
+    is_skipping = lambda node: isinstance(node, skipping)
+    is_inside = lambda node: isinstance(node, inside)
+    for node in jax.tree.leaves(state, is_leaf=is_skipping):
+        within = jax.tree.leaves(node, is_leaf=is_inside) if is_skipping(node) else []
+        if any(map(is_inside, within)):
+            wrapper = type(node).__name__.removesuffix("State")
+            raise ValueError(
+                f"{name}: optax's {wrapper} around lamaml_transform skips updates, "
+                + _WORKS_INSTEAD
+            )
 
 
 def check_keys(name: str, keys: Any) -> None:
@@ -170,11 +237,44 @@ def check_same_tree(name: str, tree: Any, like_name: str, like: Any) -> None:
             )
 
 
-def check_meta_params(params: types.MetaParams) -> None:
-    """Checks slow weights and step sizes: floating, one tree, same shapes."""
-    check_floating("weights", params.weights)
-    check_floating("step_sizes", params.step_sizes)
-    check_same_tree("step_sizes", params.step_sizes, "weights", params.weights)
+def check_grain(name: str, step_sizes: Any, like_name: str, like: Any) -> None:
+    """Checks step sizes of any grain: a prefix of ``like`` that broadcasts to it."""
+
+    def check(path: tuple[Any, ...], rate: Any, part: Any) -> None:
+        for below, leaf in jax.tree.leaves_with_path(part):
+            shape, size = jnp.shape(rate), jnp.shape(leaf)
+            padded = (1,) * (len(size) - len(shape)) + shape
+            if len(padded) != len(size) or any(
+                n not in (1, m) for n, m in zip(padded, size, strict=True)
+            ):
+                raise ValueError(
+                    f"{_path(name, path)}: expected shape {size} as in {like_name}"
+                    f"{jax.tree_util.keystr(below)}, or one that broadcasts to it, "
+                    f"received {shape}"
+                )
+
+    if not is_prefix(step_sizes, like):
+        raise ValueError(
+            f"{name}: expected the tree of {like_name} or a prefix of it, "
+            f"{jax.tree.structure(like)}, received {jax.tree.structure(step_sizes)}"
+        )
+    jax.tree.map_with_path(check, step_sizes, like)
+
+
+def check_meta_params(params: types.MetaParams) -> types.MetaParams:
+    """Checks slow weights and step sizes, and returns them as arrays.
+
+    Both are floating, and step sizes have any grain; a Python float is one rate.
+    """
+    weights, step_sizes = params
+    check_floating("weights", weights)
+    step_sizes = jax.tree.map(
+        lambda rate: jnp.asarray(rate) if isinstance(rate, float) else rate, step_sizes
+    )
+    check_floating("step_sizes", step_sizes)
+    check_grain("step_sizes", step_sizes, "weights", weights)
+    weights, step_sizes = jax.tree.map(jnp.asarray, (weights, step_sizes))
+    return types.MetaParams(weights, step_sizes)
 
 
 def check_bool_prefix(name: str, mask: Any, like_name: str, like: Any) -> None:
@@ -185,13 +285,11 @@ def check_bool_prefix(name: str, mask: Any, like_name: str, like: Any) -> None:
                 f"{_path(name, path)}: expected a Python bool, received "
                 f"{_describe(leaf)}"
             )
-    try:
-        jax.tree.map(lambda _, part: part, mask, like)
-    except ValueError:
+    if not is_prefix(mask, like):
         raise ValueError(
             f"{name}: expected the tree of {like_name} or a prefix of it, "
             f"{jax.tree.structure(like)}, received {jax.tree.structure(mask)}"
-        ) from None
+        )
 
 
 def check_unmasked(name: str, params: Any) -> None:
@@ -240,6 +338,30 @@ def check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
         raise TypeError(
             f"{name}: expected a boolean array, received {jnp.result_type(mask)}"
         )
+
+
+def check_support(support: Any, mask: Any) -> tuple[int, ...]:
+    """Checks support rows [K, S, ...] and their mask [K, S] or None; returns K, S."""
+    axes = check_rows("support", support, axes=2)
+    if mask is not None:
+        check_mask("support_mask", mask, axes)
+    return axes
+
+
+def check_query(query: Any, mask: Any, weights: Any) -> None:
+    """Checks query rows [Q, ...], their mask [Q] and their weights [Q], or None."""
+    axes = check_rows("query", query)
+    if mask is not None:
+        check_mask("query_mask", mask, axes)
+    if weights is not None:
+        shape = _shape("query_weights", weights)
+        if shape != axes:
+            raise ValueError(f"query_weights: expected shape {axes}, received {shape}")
+        if not jnp.issubdtype(jnp.result_type(weights), jnp.floating):
+            raise TypeError(
+                "query_weights: expected a floating array, received "
+                f"{jnp.result_type(weights)}"
+            )
 
 
 def check_losses(losses: Any, num_rows: int, *, masked: bool) -> None:
@@ -320,21 +442,27 @@ def check_covers(name: str, tree: Any, like: Any) -> None:
         ) from None
 
 
-def check_step_size_init(name: str, init: Any, params: Any) -> None:
-    """Checks initial step sizes: per leaf a number or an array of its shape."""
-    for (path, value), leaf in zip(
-        jax.tree.leaves_with_path(init), jax.tree.leaves(params), strict=True
+def check_rate(name: str, value: Any) -> None:
+    """Checks one initial step size: a real number, not negative, or an array of it."""
+    dtype = getattr(value, "dtype", None)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number and not (
+        dtype is not None
+        and any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))
     ):
-        if not isinstance(value, int | float) and not hasattr(value, "dtype"):
-            raise TypeError(
-                f"{_path(name, path)}: expected a number or an array, received "
-                f"{_describe(value)}"
-            )
-        if jnp.shape(value) not in ((), jnp.shape(leaf)):
-            raise ValueError(
-                f"{_path(name, path)}: expected a number or shape {jnp.shape(leaf)} "
-                f"as in params, received {jnp.shape(value)}"
-            )
+        raise TypeError(
+            f"{name}: expected a number or an array of numbers, received "
+            f"{_describe(value)}"
+        )
+    if is_number and not value >= 0:
+        raise ValueError(f"{name}: expected a number >= 0, received {value!r}")
+
+
+def check_step_size_init(name: str, init: Any, params: Any) -> None:
+    """Checks initial step sizes: numbers, or arrays that broadcast to their weights."""
+    for path, value in jax.tree.leaves_with_path(init):
+        check_rate(_path(name, path), value)
+    check_grain(name, init, "params", params)
 
 
 def check_is_meta_params(name: str, value: Any) -> None:
@@ -376,11 +504,45 @@ def check_data_form(support: Any, query: Any, batch: Any) -> None:
     if batch is None and support is None and query is None:
         raise ValueError(
             "batch: lamaml_transform.update needs batch= and key=, or support= and "
-            "query=, received neither"
+            "query=, received neither. Wrappers that drop extra arguments, such as "
+            "flax's TrainState.apply_gradients, cannot hand them on: call tx.update "
+            "and optax.apply_updates yourself"
         )
     if batch is None:
         check_given("support", support, "lamaml_transform.update")
         check_given("query", query, "lamaml_transform.update")
+
+
+_NEAR_MISSES = {
+    "mask": "batch_mask",
+    "masks": "batch_mask",
+    "rng": "key",
+    "rngs": "key",
+    "prng_key": "key",
+    "rows": "batch",
+    "weights": "query_weights",
+}
+
+
+def check_near_misses(names: Collection[str], ours: Collection[str]) -> None:
+    """Refuses extra arguments that were surely meant to be one of ours."""
+    for name in names:
+        close = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
+        meant = _NEAR_MISSES.get(name) or (close[0] if close else None)
+        if meant is not None:
+            raise ValueError(
+                f"{name}: no argument of lamaml_transform.update, which would ignore "
+                f"it; {meant}= is meant, or another name"
+            )
+
+
+def refuse_line_search(*args: object, **kwargs: object) -> NoReturn:
+    """Stands for ``value_fn``, which a line search would call."""
+    raise ValueError(
+        "value_fn: lamaml_transform serves value= and grad= to weight_tx and meta_tx, "
+        "but no line search, which would run the inner steps anew at every trial; "
+        "build optax.lbfgs with linesearch=None or take another optimiser"
+    )
 
 
 def check_accuracy(accuracy: Any) -> None:

@@ -1,14 +1,13 @@
 """Stream learners: ``init`` and ``observe``, scanned over a whole task."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from lamaml_jax import checks, types
+from lamaml_jax import checks, transform, types
 
 
 class LearnerState(NamedTuple):
@@ -16,23 +15,59 @@ class LearnerState(NamedTuple):
 
     weights: types.Params
     """Slow weights."""
-    opt_state: optax.OptState
-    """State of the transformation, reservoir included."""
+    opt_state: types.PyTree
+    """State of the transformation, reservoir and model state included."""
+
+
+class LearnerInit(Protocol):
+    """Makes a learner's first state, which has a field ``weights``."""
+
+    def __call__(self, key: types.Key, weights: types.Params) -> types.PyTree:
+        """Returns the state before the first batch; the key is consumed."""
+        ...
+
+
+class Observe(Protocol):
+    """Shows a learner one batch."""
+
+    def __call__(
+        self,
+        key: types.Key,
+        state: types.PyTree,
+        batch: types.Batch,
+        batch_mask: types.Mask | None = None,
+        remember: chex.Numeric = True,
+    ) -> tuple[types.PyTree, types.PyTree]:
+        """Returns the next state, and what there is to plot.
+
+        ``batch`` has leaves [B, ...], ``batch_mask`` [B] is True where a row is valid,
+        and ``remember`` is False where the rows were offered to the memory before
+        (later epochs). The key is consumed.
+        """
+        ...
+
+
+class EndTask(Protocol):
+    """Tells a learner that a task has ended."""
+
+    def __call__(self, key: types.Key, state: types.PyTree) -> types.PyTree:
+        """Returns the next state; the key is consumed."""
+        ...
 
 
 class Learner(NamedTuple):
-    """A container of pure functions; every method of the experiments has this shape."""
+    """Pure functions that learn a stream; every method of the experiments is one.
 
-    init: Callable[[types.Key, types.Params], Any]
-    """``init(key, weights) -> state``; the state has a field ``weights``."""
-    observe: Callable[..., tuple[Any, Any]]
-    """``observe(key, state, batch, mask=None, remember=True) -> (state, info)``.
-
-    ``batch`` has leaves [B, ...], ``mask`` [B] is True where a row is valid, and
-    ``remember`` is False where the rows were offered to the memory before (later
-    epochs). The key is consumed.
+    Two learners are equal if their functions are the same objects. Under ``jax.jit``
+    with a learner as a static argument make one and keep it: each new one compiles.
     """
-    end_task: Callable[..., Any] | None = None
+
+    init: LearnerInit
+    """``init(key, weights) -> state``."""
+    observe: Observe
+    """``observe(key, state, batch, batch_mask=None, remember=True) -> (state, info)``.
+    """
+    end_task: EndTask | None = None
     """``end_task(key, state) -> state``, once after the last batch of a task; None for
     learners that need not know where tasks end."""
 
@@ -55,34 +90,52 @@ def lamaml_learner(
         ``LamamlInfo`` of every glance, leaves [glances, ...].
 
     Raises:
-        ValueError: ``glances`` < 1, and what ``lamaml_transform`` raises.
+        ValueError: ``glances`` < 1, a wrapper around the transformation that keeps
+            batches from it (``optax.MultiSteps``), and what ``lamaml_transform``
+            raises.
         TypeError: ``tx`` is not a transformation.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2 / 2
+        >>> learner = lm.lamaml_learner(lm.lamaml(loss_fn, inner_steps=2), glances=3)
+        >>> state = learner.init(jax.random.key(0), jnp.float32(0))
+        >>> state, info = learner.observe(jax.random.key(1), state, jnp.ones(4))
+        >>> print(state.weights > 0, info.meta_loss.shape)
+        True (3,)
     """
     checks.check_transformation("tx", tx)
+    checks.check_hands_on("tx", tx)
     glances = checks.check_count("glances", glances)
     tx = optax.with_extra_args_support(tx)
 
     def init(key: types.Key, weights: types.Params) -> LearnerState:
         del key
-        return LearnerState(weights, tx.init(weights))
+        opt_state = tx.init(weights)
+        checks.check_hands_on_state("tx", opt_state, transform.LamamlState)
+        return LearnerState(weights, opt_state)
 
     def observe(
         key: types.Key,
         state: LearnerState,
         batch: types.Batch,
-        mask: types.Mask | None = None,
-        remember: Any = True,
-    ) -> tuple[LearnerState, Any]:
+        batch_mask: types.Mask | None = None,
+        remember: chex.Numeric = True,
+    ) -> tuple[LearnerState, types.PyTree]:
         checks.check_key("key", key)
 
-        def glance(state: LearnerState, inputs: Any) -> tuple[LearnerState, Any]:
+        def glance(
+            state: LearnerState, inputs: tuple[types.Key, jax.Array]
+        ) -> tuple[LearnerState, types.PyTree]:
             glance_key, is_first = inputs
             updates, opt_state = tx.update(
                 optax.tree.zeros_like(state.weights),
                 state.opt_state,
                 state.weights,
                 batch=batch,
-                batch_mask=mask,
+                batch_mask=batch_mask,
                 key=glance_key,
                 remember=is_first & remember,
             )
@@ -99,36 +152,74 @@ def lamaml_learner(
 def observe_stream(
     learner: Learner,
     key: types.Key,
-    state: Any,
+    state: types.PyTree,
     batches: types.Batch,
-    masks: types.Mask | None = None,
+    batch_masks: types.Mask | None = None,
     first: chex.Numeric = 0,
-) -> tuple[Any, Any]:
+    *,
+    truncate_every: int | None = None,
+) -> tuple[types.PyTree, types.PyTree]:
     """Shows a learner a sequence of batches in one ``jax.lax.scan``.
+
+    Everything can be differentiated with respect to whatever the state and the learner
+    are made of. ``truncate_every=n`` cuts that derivative before every n-th batch, so
+    that it never passes through more than n; to differentiate through the last n of N
+    batches only, show the others first and go on from
+    ``jax.lax.stop_gradient(state)`` with ``first=N - n``.
 
     Args:
         learner: any ``Learner``.
-        key: batch n is observed with ``jax.random.fold_in(key, first + n)``.
+        key: batch i is observed with ``jax.random.fold_in(key, first + i)``.
         state: from ``learner.init`` or an earlier call.
         batches: pytree with leaves [N, B, ...].
-        masks: [N, B] booleans, True = valid; None takes every row.
+        batch_masks: [N, B] booleans, True = valid; None takes every row.
         first: number of batches shown before with the same key, so that a sequence
             shown in parts gives the same numbers; may be traced.
+        truncate_every: n, or None for the whole derivative. Values do not change.
 
     Returns:
         The new state, and the learner's info stacked along N.
 
     Raises:
         ValueError: leading axes disagree.
-        TypeError: ``key`` is no key, ``masks`` not boolean.
+        TypeError: ``key`` is no key, ``batch_masks`` not boolean.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2 / 2
+        >>> learner = lm.lamaml_learner(lm.lamaml(loss_fn, inner_steps=2))
+        >>> state = learner.init(jax.random.key(0), jnp.float32(0))
+        >>> stream = jnp.ones((5, 4))  # five batches of four rows
+        >>> state, info = lm.observe_stream(learner, jax.random.key(1), state, stream)
+        >>> print(info.meta_loss[0] > info.meta_loss[-1])
+        [ True]
     """
     checks.check_key("key", key)
     axes = checks.check_rows("batches", batches, axes=2)
-    if masks is not None:
-        checks.check_mask("masks", masks, axes)
+    if batch_masks is not None:
+        checks.check_mask("batch_masks", batch_masks, axes)
+    if truncate_every is not None:
+        truncate_every = checks.check_count("truncate_every", truncate_every)
 
-    def step(state: Any, inputs: Any) -> tuple[Any, Any]:
+    def step(
+        state: types.PyTree, inputs: tuple[jax.Array, types.Batch, types.Mask | None]
+    ) -> tuple[types.PyTree, types.PyTree]:
         n, batch, mask = inputs
+        if truncate_every is not None:
+            state = _cut_where(n % truncate_every == 0, state)
         return learner.observe(jax.random.fold_in(key, first + n), state, batch, mask)
 
-    return jax.lax.scan(step, state, (jnp.arange(axes[0]), batches, masks))
+    return jax.lax.scan(step, state, (jnp.arange(axes[0]), batches, batch_masks))
+
+
+def _cut_where(is_cut: jax.Array, state: types.PyTree) -> types.PyTree:
+    """The same state, through which no derivative passes where ``is_cut``."""
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return jnp.where(is_cut, jax.lax.stop_gradient(leaf), leaf)
+
+    return jax.tree.map(cut, state)

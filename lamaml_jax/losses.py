@@ -1,10 +1,16 @@
 """Reductions and classification losses that stay finite when no row is valid."""
 
+import functools
+from collections.abc import Callable
+from typing import TypeVar, cast
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from lamaml_jax import checks, types
+
+F = TypeVar("F", bound=Callable[..., object])
 
 
 def masked_mean(values: jax.Array, mask: types.Mask | None = None) -> jax.Array:
@@ -35,11 +41,35 @@ def masked_mean(values: jax.Array, mask: types.Mask | None = None) -> jax.Array:
     return jnp.sum(jnp.where(mask, values, 0)) / count
 
 
+def with_extras(function: F, **extras: types.PyTree) -> F:
+    """Binds what a loss is handed beside weights and batch: a key, a model state.
+
+    Args:
+        function: any function that takes the extras by their names.
+        **extras: bound by their names, unless they are None.
+
+    Returns:
+        ``function``, with what was given bound.
+
+    Raises:
+        Nothing.
+
+    Example:
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch, key: (weights - batch) ** 2 + key
+        >>> print(lm.losses.with_extras(loss_fn, key=1, model_state=None)(3, 2))
+        2
+    """
+    given = {name: value for name, value in extras.items() if value is not None}
+    return cast(F, functools.partial(function, **given)) if given else function
+
+
 def mean_loss(
     loss_fn: types.LossFn,
     weights: types.Params,
     batch: types.Batch,
     mask: types.Mask | None = None,
+    row_weights: jax.Array | None = None,
 ) -> jax.Array:
     """Reduces ``loss_fn`` to its mean over the valid rows of ``batch``.
 
@@ -50,6 +80,8 @@ def mean_loss(
         batch: pytree with leaves [B, ...]. Rows with mask False are ignored, but must
             hold values at which the loss has a finite value and gradient.
         mask: [B] booleans, True = valid; None takes every row.
+        row_weights: [B], unitless; the sum of losses times weights then stands in the
+            place of the mean. None weighs all rows alike.
 
     Returns:
         Scalar, nats; 0 with zero gradient if no row is valid.
@@ -57,11 +89,23 @@ def mean_loss(
     Raises:
         ValueError: the losses are neither [B] nor, unmasked, a scalar.
         TypeError: the losses are not floating.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2
+        >>> batch, mask = jnp.array([1.0, 3.0, 7.0]), jnp.array([True, True, False])
+        >>> print(lm.losses.mean_loss(loss_fn, jnp.float32(0), batch, mask))
+        5.0
     """
     (num_rows,) = checks.check_rows("batch", batch)
     losses = loss_fn(weights, batch)
-    checks.check_losses(losses, num_rows, masked=mask is not None)
-    return masked_mean(losses, mask)
+    is_weighed = mask is not None or row_weights is not None
+    checks.check_losses(losses, num_rows, masked=is_weighed)
+    if row_weights is None:
+        return masked_mean(losses, mask)
+    weighed = losses * row_weights.astype(losses.dtype)
+    return jnp.sum(weighed if mask is None else jnp.where(mask, weighed, 0))
 
 
 def multi_head_cross_entropy(

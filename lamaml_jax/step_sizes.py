@@ -1,26 +1,45 @@
 """The learned-rate rule alone: step sizes move first, then they scale the weights."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lamaml_jax import checks, types
+from lamaml_jax import checks, grain, types
+
+StepSizeInit: TypeAlias = (
+    float | types.StepSizes | Callable[[types.Params], types.StepSizes]
+)
+"""Initial step sizes, as ``scale_by_step_sizes`` takes them."""
 
 
 class StepSizesState(NamedTuple):
     """State of ``scale_by_step_sizes``."""
 
-    step_sizes: types.Params
-    """One rate per weight, unitless; the tree and shapes of the weights."""
+    step_sizes: types.StepSizes
+    """Rates, unitless: one per weight (the tree and shapes of the weights), or of the
+    grain that ``init`` gave them."""
     step_size_tx_state: optax.OptState
     weight_tx_state: optax.OptState
     """State of ``weight_tx``; empty under the asynchronous rule."""
 
 
-def _without_hidden(name: str, tree: Any, like: types.Params) -> Any:
+def _has_hidden(params: types.Params) -> bool:
+    leaves = jax.tree.leaves(params, is_leaf=checks.is_masked_node)
+    return any(checks.is_masked_node(leaf) for leaf in leaves)
+
+
+def _without_hidden(
+    name: str, tree: types.StepSizes, like: types.Params
+) -> types.StepSizes:
     """Hides in ``tree`` what optax.masked or optax.partition hid in ``like``."""
+    if not _has_hidden(like):
+        return tree
+    if checks.is_prefix(tree, like):
+        hide = lambda part, below: below if checks.is_masked_node(below) else part
+        return jax.tree.map(hide, tree, like)
     checks.check_covers(name, tree, like)
     return jax.tree.map(
         lambda leaf, part: leaf if checks.is_masked_node(leaf) else part,
@@ -30,29 +49,56 @@ def _without_hidden(name: str, tree: Any, like: types.Params) -> Any:
     )
 
 
-def _initial_step_sizes(init: Any, params: types.Params) -> types.Params:
-    if jax.tree_util.treedef_is_leaf(jax.tree.structure(init)):
-        init = jax.tree.map(lambda _: init, params)
-    else:
-        init = _without_hidden("init", init, params)
-    checks.check_step_size_init("init", init, params)
+def _fill(leaf: jax.Array, value: jax.typing.ArrayLike) -> jax.Array:
+    """One rate per weight of a leaf.
 
-    def fill(leaf: jax.Array, value: Any) -> jax.Array:
-        # Both branches are the value. The choice ties it to the parameter, so that
-        # under shard_map step sizes vary over the same mesh axes as their weights;
-        # otherwise their gradient would be summed over the devices.
-        return jnp.where(leaf == leaf, *[jnp.asarray(value, leaf.dtype)] * 2)
+    Both branches are the value. The choice ties it to the parameter, so that under
+    shard_map step sizes vary over the same mesh axes as their weights; otherwise their
+    gradient would be summed over the devices.
+    """
+    rate = jnp.asarray(value, leaf.dtype)
+    return jnp.where(leaf == leaf, rate, rate)
 
-    return jax.tree.map(fill, params, init)
+
+def _tie(rate: jax.Array, part: types.Params) -> jax.Array:
+    """A rate that many weights share, tied to all of them as in ``_fill``."""
+    for leaf in jax.tree.leaves(part):
+        rate = jnp.where(jnp.any(leaf == leaf), rate, rate)
+    return rate
+
+
+def _initial_step_sizes(
+    name: str, init: StepSizeInit, params: types.Params
+) -> types.StepSizes:
+    """Step sizes as ``scale_by_step_sizes`` describes them, under the name ``init``."""
+    is_function = checks.is_function(init)
+    rates = checks.called(init, params)
+    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(rates))
+    if is_leaf and not is_function and jnp.ndim(rates) == 0:
+        checks.check_rate(name, rates)
+        return jax.tree.map(lambda leaf: _fill(leaf, rates), params)
+    rates = _without_hidden(name, rates, params)
+    checks.check_step_size_init(name, rates, params)
+
+    def start(value: jax.typing.ArrayLike, part: types.Params) -> types.StepSizes:
+        below = jax.tree.leaves(part)
+        dtype = jnp.result_type(*below) if below else jnp.result_type(float)
+        if is_function or jnp.ndim(value) > 0:
+            given = jnp.result_type(value)
+            is_kept = hasattr(value, "dtype") and jnp.issubdtype(given, jnp.floating)
+            return _tie(jnp.asarray(value, given if is_kept else dtype), part)
+        return jax.tree.map(lambda leaf: _fill(leaf, value), part)
+
+    return jax.tree.map(start, rates, params)
 
 
 def scale_by_step_sizes(
-    init: Any,
+    init: StepSizeInit,
     step_size_tx: optax.GradientTransformation,
     *,
     weight_tx: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Learns one rate per parameter and applies it to the incoming updates.
+    """Learns step sizes and applies them to the incoming updates.
 
     ``update(updates, state, params, step_size_grads=g_a)`` first moves the step sizes,
     ``a' = a + step_size_tx(g_a)``, and then returns ``-relu(a') * updates`` (the
@@ -61,8 +107,13 @@ def scale_by_step_sizes(
     ``optax.partition``, where ``step_size_grads`` may be passed whole.
 
     Args:
-        init: initial step sizes: one number for all, or a pytree with the structure of
-            the parameters whose leaves are numbers or arrays of the leaf's shape.
+        init: initial step sizes, unitless and at least 0. One number, or a tree of
+            numbers in the structure of the parameters or a prefix of it, gives every
+            parameter a rate of its own. Arrays in such a tree keep their shapes, which
+            must broadcast to those of the parameters: ``[1, H]`` beside weights ``[D,
+            H]`` is a rate per column. A function of the parameters returns step sizes
+            that are kept as they are: ``lambda params: 0.1`` is one rate for all,
+            ``lambda params: jax.tree.map(lambda _: 0.1, params)`` one per leaf.
         step_size_tx: any optax transformation of the step sizes' gradients, signed as
             optimisers are (``optax.sgd(eta)``); ``optax.set_to_zero()`` freezes them.
         weight_tx: None for the asynchronous rule, or an optax optimiser
@@ -70,10 +121,11 @@ def scale_by_step_sizes(
 
     Returns:
         Transformation whose state is a ``StepSizesState``; step sizes have the dtypes
-        of their parameters.
+        of their parameters, unless an array gave its own.
 
     Raises:
-        ValueError: ``step_size_grads`` is missing, or trees or shapes disagree.
+        ValueError: ``step_size_grads`` is missing, trees or shapes disagree, or an
+            initial number is negative or NaN.
         TypeError: a parameter is not floating, a transformation is none.
 
     Example:
@@ -92,44 +144,66 @@ def scale_by_step_sizes(
     References:
         Gupta et al. 2020, arXiv:2007.13904, Algorithm 1, lines 13 and 14.
     """
+    return make_rule("init", init, step_size_tx, weight_tx)
+
+
+def make_rule(
+    name: str,
+    init: StepSizeInit,
+    step_size_tx: optax.GradientTransformation,
+    weight_tx: optax.GradientTransformation | None,
+) -> optax.GradientTransformationExtraArgs:
+    """``scale_by_step_sizes``, whose caller knows ``init`` under another ``name``."""
     checks.check_transformation("step_size_tx", step_size_tx)
     if weight_tx is not None:
         checks.check_transformation("weight_tx", weight_tx)
     step_size_tx = optax.with_extra_args_support(step_size_tx)
     weight_rule = optax.with_extra_args_support(weight_tx or optax.identity())
 
-    def init_fn(params: types.Params) -> StepSizesState:
+    def init_fn(params: types.Params) -> types.PyTree:
         checks.check_floating("params", params)
-        step_sizes = _initial_step_sizes(init, params)
+        step_sizes = _initial_step_sizes(name, init, params)
         return StepSizesState(
             step_sizes, step_size_tx.init(step_sizes), weight_rule.init(params)
         )
 
     def update_fn(
         updates: optax.Updates,
-        state: Any,
+        state: types.PyTree,
         params: types.Params | None = None,
         *,
-        step_size_grads: Any = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
+        step_size_grads: types.StepSizes = None,
+        **extra_args: object,
+    ) -> tuple[types.PyTree, types.PyTree]:
         checks.check_given(
             "step_size_grads", step_size_grads, "scale_by_step_sizes.update"
         )
-        step_size_grads = _without_hidden("step_size_grads", step_size_grads, updates)
         step_sizes = state.step_sizes
-        checks.check_same_tree("updates", updates, "step_sizes", step_sizes)
-        checks.check_same_tree("step_size_grads", step_size_grads, "updates", updates)
+        step_size_grads = _without_hidden(
+            "step_size_grads", step_size_grads, step_sizes
+        )
+        checks.check_grain("step_sizes", step_sizes, "updates", updates)
+        checks.check_same_tree(
+            "step_size_grads", step_size_grads, "step_sizes", step_sizes
+        )
+        weight_args, rate_args = dict(extra_args), dict(extra_args)
+        grads = extra_args.get("grad")
+        if isinstance(grads, types.MetaParams):
+            weight_args["grad"], rate_args["grad"] = grads
+        # First the step sizes, a' = a + step_size_tx(g_a) ...
         moves, step_size_tx_state = step_size_tx.update(
-            step_size_grads, state.step_size_tx_state, step_sizes, **extra_args
+            step_size_grads, state.step_size_tx_state, step_sizes, **rate_args
         )
         step_sizes = optax.apply_updates(step_sizes, moves)
+        # ... then the weights, by weight_tx or by -relu(a') * g_w.
         updates, weight_tx_state = weight_rule.update(
-            updates, state.weight_tx_state, params, **extra_args
+            updates, state.weight_tx_state, params, **weight_args
         )
         if weight_tx is None:
             updates = jax.tree.map(
-                lambda g, a: -jax.nn.relu(a).astype(g.dtype) * g, updates, step_sizes
+                lambda g, a: -jax.nn.relu(a).astype(g.dtype) * g,
+                updates,
+                grain.spread(step_sizes, updates),
             )
         return updates, StepSizesState(step_sizes, step_size_tx_state, weight_tx_state)
 

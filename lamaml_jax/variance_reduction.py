@@ -1,13 +1,47 @@
 """A running meta-gradient of lower variance than that of one draw of the data."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from lamaml_jax import checks, types
+
+Value = TypeVar("Value", covariant=True)
+
+
+class GradFn(Protocol[Value]):
+    """``meta_value_and_grad``'s function, or any other of its form."""
+
+    def __call__(
+        self, params: types.MetaParams, /, *data: types.PyTree, **named: types.PyTree
+    ) -> tuple[Value, types.MetaParams]:
+        """Returns ``(value, info)`` and the gradients at ``params``."""
+        ...
+
+
+class InitFn(Protocol):
+    """Makes the first state of a running meta-gradient."""
+
+    def __call__(self, params: types.MetaParams) -> "VarianceReductionState":
+        """Returns a state that has seen no update yet."""
+        ...
+
+
+class ApplyFn(Protocol[Value]):
+    """Takes the plain meta-gradient, and corrects the running one."""
+
+    def __call__(
+        self,
+        params: types.MetaParams,
+        state: "VarianceReductionState",
+        /,
+        *data: types.PyTree,
+        **named: types.PyTree,
+    ) -> tuple[Value, types.MetaParams, "VarianceReductionState"]:
+        """Returns ``(value, info)``, the running gradients and the new state."""
+        ...
 
 
 class VarianceReductionState(NamedTuple):
@@ -28,24 +62,23 @@ class VarianceReductionState(NamedTuple):
     """Scalar int32."""
 
 
-class VarianceReduction(NamedTuple):
+class VarianceReduction(NamedTuple, Generic[Value]):
     """A pair of pure functions, built by ``variance_reduced``."""
 
-    init: Callable[[types.MetaParams], VarianceReductionState]
+    init: InitFn
     """``init(params) -> state``."""
-    apply: Callable[..., tuple[Any, types.MetaParams, VarianceReductionState]]
-    """``apply(params, state, *data) -> (value, info), grads, state``."""
+    apply: ApplyFn[Value]
+    """``apply(params, state, *data, **named) -> (value, info), grads, state``."""
 
 
-def _own(tree: Any) -> Any:
+def _own(tree: types.Params) -> types.Params:
     """Buffers of the state's own: what the caller holds survives its donation."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
 def variance_reduced(
-    value_and_grad: Callable[..., tuple[Any, types.MetaParams]],
-    momentum: chex.Numeric,
-) -> VarianceReduction:
+    value_and_grad: GradFn[Value], momentum: chex.Numeric
+) -> VarianceReduction[Value]:
     """Replaces a meta-gradient by a running one that is corrected at every step.
 
     ``g_b = grad(w_b; e_b) + momentum * (g_{b-1} - grad(w_{b-1}; e_b))``, where e_b is
@@ -56,7 +89,7 @@ def variance_reduced(
 
     Args:
         value_and_grad: from ``meta_value_and_grad``, or any function of that form:
-            ``(params, *data) -> (value, info), grads``.
+            ``(params, *data, **named) -> (value, info), grads``.
         momentum: r in [0, 1]; 0 is the plain meta-gradient. May be a traced scalar.
 
     Returns:
@@ -66,6 +99,17 @@ def variance_reduced(
     Raises:
         ValueError: ``momentum`` is a Python number outside [0, 1], or no scalar.
         TypeError: ``momentum`` is no real number, ``value_and_grad`` not callable.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2 / 2
+        >>> init, apply = lm.variance_reduced(lm.meta_value_and_grad(loss_fn), 0.5)
+        >>> params = lm.MetaParams(weights=jnp.float32(0), step_sizes=jnp.float32(0.5))
+        >>> support, query = jnp.ones((2, 1)), jnp.ones(1)
+        >>> _, grads, state = apply(params, init(params), support, query)
+        >>> print(grads.weights)  # the first is the plain one
+        -0.15625
 
     References:
         Wu et al., "Meta Continual Learning Revisited: Implicitly Enhancing Online
@@ -87,12 +131,16 @@ def variance_reduced(
         )
 
     def apply(
-        params: types.MetaParams, state: VarianceReductionState, *data: Any
-    ) -> tuple[Any, types.MetaParams, VarianceReductionState]:
-        value, grads = value_and_grad(params, *data)
+        params: types.MetaParams,
+        state: VarianceReductionState,
+        /,
+        *data: types.PyTree,
+        **named: types.PyTree,
+    ) -> tuple[Value, types.MetaParams, VarianceReductionState]:
+        value, grads = value_and_grad(params, *data, **named)
         before = types.MetaParams(state.weights_before, state.rates_before)
         running = types.MetaParams(state.weight_grads, state.rate_grads)
-        _, grads_before = value_and_grad(before, *data)
+        _, grads_before = value_and_grad(before, *data, **named)
         is_first = state.num_updates == 0
 
         def correct(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import lamaml_jax as lm
+from lamaml_jax.options import LamamlOptions, MetaOptions
 
 PACKAGE = Path(lm.__file__).parent
 ROOT = PACKAGE.parent
@@ -29,23 +30,30 @@ MAY_IMPORT = {
             "losses",
             "metrics",
             "reservoir",
-            "step_sizes",
             "variance_reduction",
         )
     },
-    "inner": BASE | {"losses"},
-    "meta": BASE | {"inner", "losses"},
+    "step_sizes": BASE | {"grain"},
+    "scans": BASE,
+    "grain": BASE,
+    "inner_step": BASE | {"grain", "losses"},
+    "inner": BASE | {"inner_step", "scans"},
+    "recursion": BASE | {"grain", "inner_step", "scans"},
+    "meta": BASE | {"inner", "inner_step", "losses", "recursion", "scans"},
     "diagnostics": BASE | {"losses"},
+    "options": BASE | {"inner_step", "reservoir"},
     "transform": BASE
     | {
         "batching",
         "clipping",
+        "losses",
         "meta",
+        "options",
         "reservoir",
         "step_sizes",
         "variance_reduction",
     },
-    "variants": {"transform", "types"},
+    "variants": {"options", "step_sizes", "transform", "types"},
     "learner": BASE
     | {
         "batching",
@@ -77,6 +85,14 @@ def public_functions():
     return found
 
 
+def written_parameters(function):
+    """Parameters as they are written, where the signature shows handed-on options."""
+    code = function.__code__
+    count = code.co_argcount + code.co_kwonlyargcount
+    has_options = code.co_flags & inspect.CO_VARKEYWORDS
+    return code.co_varnames[: count + bool(has_options)]
+
+
 def is_named_tuple(value):
     return inspect.isclass(value) and issubclass(value, tuple)
 
@@ -99,7 +115,8 @@ POSITIONAL = {
     "lamaml_transform": ["loss_fn"],
     "losses.accuracy": ["logits", "labels", "mask"],
     "losses.masked_mean": ["values", "mask"],
-    "losses.mean_loss": ["loss_fn", "weights", "batch", "mask"],
+    "losses.mean_loss": ["loss_fn", "weights", "batch", "mask", "row_weights"],
+    "losses.with_extras": ["function"],
     "losses.multi_head_cross_entropy": [
         "logits",
         "labels",
@@ -112,11 +129,12 @@ POSITIONAL = {
     "metrics.forward_transfer": ["accuracy", "initial_accuracy"],
     "metrics.learning_accuracy": ["accuracy"],
     "metrics.retained_accuracy": ["accuracy"],
-    "observe_stream": ["learner", "key", "state", "batches", "masks", "first"],
+    "observe_stream": ["learner", "key", "state", "batches", "batch_masks", "first"],
     "scale_by_step_sizes": ["init", "step_size_tx"],
     "split_support": ["key", "batch", "mask", "inner_steps"],
     "sync_lamaml": ["loss_fn"],
     "variance_reduced": ["value_and_grad", "momentum"],
+    "weigh_rows": ["replay_mask", "batch_mask", "replay_weight"],
 }
 
 
@@ -188,7 +206,7 @@ def test_switches_are_keyword_only(name):
 def test_no_default_is_a_key(name):
     for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
         if parameter.name == "key":
-            assert parameter.default is inspect.Parameter.empty
+            assert parameter.default in (inspect.Parameter.empty, None)
 
 
 # Docstrings -----------------------------------------------------------------------
@@ -212,8 +230,9 @@ def test_docstring_has_its_sections_and_every_argument(name):
     for title in ("Args", "Returns", "Raises"):
         assert section(docstring, title), f"no section {title}"
     described = re.findall(r"^    \*{0,2}(\w+):", section(docstring, "Args"), re.M)
-    # In the signature's order, each once, and nothing that is not an argument.
-    assert described == list(parameters)
+    # In the order of the signature, each once, and nothing that is no argument; where
+    # options are handed on, those that the function has itself will do.
+    assert described in (list(parameters), list(written_parameters(function)))
 
 
 @pytest.mark.parametrize("name", NAMED_TUPLES)
@@ -244,8 +263,29 @@ def test_named_tuple_fields_are_documented_or_speak_for_themselves(name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_signature_is_annotated(name):
     hints = typing.get_type_hints(FUNCTIONS[name])
-    parameters = inspect.signature(FUNCTIONS[name]).parameters
-    assert set(hints) == {*parameters, "return"}
+    assert set(hints) == {*written_parameters(FUNCTIONS[name]), "return"}
+
+
+@pytest.mark.parametrize(
+    ("options", "function"),
+    [
+        (MetaOptions, lm.meta_value_and_grad),
+        (LamamlOptions, lm.lamaml_transform),
+    ],
+)
+def test_typed_options_are_those_of_the_function_that_takes_them(options, function):
+    taken = inspect.signature(function).parameters
+    assert set(options.__annotations__) <= set(taken)
+    own = {"loss_fn", "step_size_init", "step_size_tx", "weight_tx"}
+    assert set(taken) - set(typing.get_type_hints(options)) <= own
+
+
+@pytest.mark.parametrize("variant", [lm.lamaml, lm.sync_lamaml, lm.cmaml])
+def test_variants_show_every_option_with_its_default(variant):
+    shown = inspect.signature(variant).parameters
+    offered = inspect.signature(lm.lamaml_transform).parameters
+    for name in typing.get_type_hints(LamamlOptions):
+        assert shown[name].default == offered[name].default
 
 
 # Imports --------------------------------------------------------------------------

@@ -138,22 +138,16 @@ MISTAKES = {
         ValueError,
         "objective: expected one of ['mean', 'last'], received 'median'",
     ),
-    "inner_ad of adapt": (
-        lambda: adapt(inner_ad="accumulate"),
-        ValueError,
-        "inner_ad: expected one of ['reverse', 'forward_over_reverse'], received "
-        "'accumulate'",
-    ),
     "inner_ad": (
         lambda: meta(inner_ad="forward"),
         ValueError,
-        "inner_ad: expected one of ['auto', 'reverse', 'forward_over_reverse', "
-        "'accumulate'], received 'forward'",
+        "inner_ad: expected one of ['reverse', 'forward_over_reverse'], received "
+        "'forward'",
     ),
-    "second order by accumulation": (
-        lambda: meta(inner_ad="accumulate"),
+    "inner_ad of the definition": (
+        lambda: meta(inner_ad="forward_over_reverse", remat=False),
         ValueError,
-        "inner_ad: expected first_order=True with 'accumulate'",
+        "inner_ad: expected 'reverse' with remat=False",
     ),
     "acceptance": (
         lambda: add(acceptance="all"),
@@ -226,18 +220,26 @@ MISTAKES = {
     "tree of step sizes": (
         lambda: adapt(step_sizes=OTHER_TREE),
         ValueError,
-        "step_sizes: expected the tree of weights, PyTreeDef({'w': *}), received "
+        "step_sizes: expected the tree of weights or a prefix of it, "
+        "PyTreeDef({'w': *}), received "
         "PyTreeDef({'v': *})",
     ),
     "shape of step sizes": (
         lambda: meta(params=lm.MetaParams(W, OTHER_SHAPE)),
         ValueError,
-        "step_sizes['w']: expected shape (3,) as in weights, received (4,)",
+        "step_sizes['w']: expected shape (3,) as in weights, or one that broadcasts to "
+        "it, received (4,)",
     ),
-    "scalar step sizes": (
-        lambda: adapt(step_sizes={"w": jnp.float32(0.1)}),
+    "step sizes with more axes than the weights": (
+        lambda: adapt(step_sizes={"w": jnp.ones((1, 3))}),
         ValueError,
-        "step_sizes['w']: expected shape (3,) as in weights, received ()",
+        "step_sizes['w']: expected shape (3,) as in weights, or one that broadcasts to "
+        "it, received (1, 3)",
+    ),
+    "step sizes of a bool": (
+        lambda: adapt(step_sizes=True),
+        TypeError,
+        "step_sizes: expected a floating array, received bool True",
     ),
     "adapt_mask of another tree": (
         lambda: adapt(adapt_mask={"v": True}),
@@ -453,18 +455,39 @@ MISTAKES = {
     "tree of init": (
         lambda: rule({"v": 0.1}).init(W),
         ValueError,
-        "init: expected the tree of the parameters, PyTreeDef({'w': *}), received "
-        "PyTreeDef({'v': *})",
+        "init: expected the tree of params or a prefix of it, PyTreeDef({'w': *}), "
+        "received PyTreeDef({'v': *})",
     ),
     "shape of init": (
         lambda: rule({"w": jnp.ones(2)}).init(W),
         ValueError,
-        "init['w']: expected a number or shape (3,) as in params, received (2,)",
+        "init['w']: expected shape (3,) as in params, or one that broadcasts to it, "
+        "received (2,)",
     ),
     "kind of init": (
         lambda: rule("0.1").init(W),
         TypeError,
-        "init['w']: expected a number or an array, received str '0.1'",
+        "init: expected a number or an array of numbers, received str '0.1'",
+    ),
+    "bool as init": (
+        lambda: rule({"w": True}).init(W),
+        TypeError,
+        "init['w']: expected a number or an array of numbers, received bool True",
+    ),
+    "negative init": (
+        lambda: rule(-0.1).init(W),
+        ValueError,
+        "init: expected a number >= 0, received -0.1",
+    ),
+    "init that is no number": (
+        lambda: rule(lambda params: float("nan")).init(W),
+        ValueError,
+        "init: expected a number >= 0, received nan",
+    ),
+    "negative initial step size of the transformation": (
+        lambda: transform(step_size_init=-0.1).init(W),
+        ValueError,
+        "step_size_init: expected a number >= 0, received -0.1",
     ),
     "no step_size_grads": (
         rule_update,
@@ -474,18 +497,19 @@ MISTAKES = {
     "tree of step_size_grads": (
         lambda: rule_update(step_size_grads=OTHER_TREE),
         ValueError,
-        "step_size_grads: expected the tree of the parameters, PyTreeDef({'w': *}), "
+        "step_size_grads: expected the tree of step_sizes, PyTreeDef({'w': *}), "
         "received PyTreeDef({'v': *})",
     ),
     "shape of step_size_grads": (
         lambda: rule_update(step_size_grads=OTHER_SHAPE),
         ValueError,
-        "step_size_grads['w']: expected shape (3,) as in updates, received (4,)",
+        "step_size_grads['w']: expected shape (3,) as in step_sizes, received (4,)",
     ),
     "shape of updates": (
         lambda: rule_update(OTHER_SHAPE, step_size_grads=OTHER_SHAPE),
         ValueError,
-        "updates['w']: expected shape (3,) as in step_sizes, received (4,)",
+        "step_sizes['w']: expected shape (4,) as in updates, or one that broadcasts to "
+        "it, received (3,)",
     ),
     # the transformation
     "no params": (
@@ -567,7 +591,7 @@ MISTAKES = {
             lm.lamaml_learner(transform()), KEY, None, SUPPORT, jnp.ones(2, bool)
         ),
         ValueError,
-        "masks: expected shape (2, 2), received (2,)",
+        "batch_masks: expected shape (2, 2), received (2,)",
     ),
 }
 

@@ -58,16 +58,15 @@ def problems(draw):
 
 @st.composite
 def option_sets(draw):
-    first_order = draw(st.booleans())
-    modes = ["auto", "reverse", "forward_over_reverse"]
-    modes += ["accumulate"] if first_order else []
+    remat = draw(st.sampled_from([True, False, "sqrt"]))
+    modes = ["reverse", "forward_over_reverse"] if remat else ["reverse"]
     return {
         "objective": draw(st.sampled_from(["mean", "last"])),
-        "first_order": first_order,
+        "first_order": draw(st.booleans()),
         "rectify": draw(st.booleans()),
         "clip": draw(st.sampled_from([None, 1e-3, 0.2, 10.0])),
         "inner_ad": draw(st.sampled_from(modes)),
-        "remat": draw(st.sampled_from([True, False, "sqrt"])),
+        "remat": remat,
         "unroll": draw(st.sampled_from([None, 1, 3])),
     }
 

@@ -24,7 +24,6 @@ import lamaml_jax as lm
 pytestmark = pytest.mark.usefixtures("quick_compile", "strict_dtypes")
 
 K, S = 4, 3
-AD_MODES = ("reverse", "forward_over_reverse")
 
 
 def make_net(seed):
@@ -127,11 +126,8 @@ def test_quadratic_has_its_closed_form(x64, steps, first_order):
 
 @pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("rectify", [True, False])
-@pytest.mark.parametrize(
-    ("first_order", "inner_ad"),
-    [(True, "reverse"), (False, "reverse"), (False, "forward_over_reverse")],
-)
-def test_adapt_equals_the_numpy_reference(x64, first_order, inner_ad, rectify, clip):
+@pytest.mark.parametrize("first_order", [True, False])
+def test_adapt_equals_the_numpy_reference(x64, first_order, rectify, clip):
     weights, step_sizes, support, mask, direction = make_net(seed=1)
     run = projected_adapt(
         as_jax(support),
@@ -140,7 +136,6 @@ def test_adapt_equals_the_numpy_reference(x64, first_order, inner_ad, rectify, c
         rectify=rectify,
         clip=clip,
         first_order=first_order,
-        inner_ad=inner_ad,
     )
     for row_mask in (mask, np.ones_like(mask)):
         (_, (fast, trace)), grads = run(weights, step_sizes, jnp.asarray(row_mask))
@@ -176,11 +171,10 @@ def test_adapt_equals_the_numpy_reference(x64, first_order, inner_ad, rectify, c
 # Layer c: finite differences --------------------------------------------------------
 
 
-@pytest.mark.parametrize("inner_ad", AD_MODES)
 @pytest.mark.parametrize(("rectify", "clip"), [(True, None), (False, 0.07)])
-def test_gradients_equal_finite_differences(x64, inner_ad, rectify, clip):
+def test_gradients_equal_finite_differences(x64, rectify, clip):
     weights, step_sizes, (inputs, signs), mask, direction = make_logistic(seed=2)
-    options = {"rectify": rectify, "clip": clip, "inner_ad": inner_ad}
+    options = {"rectify": rectify, "clip": clip}
 
     @jax.jit
     def value(weights, step_sizes, inputs):
@@ -234,7 +228,6 @@ def test_scan_equals_a_python_loop(small_run):
         {"remat": False},
         {"remat": "sqrt"},
         {"unroll": 3},
-        {"inner_ad": "forward_over_reverse"},
         {"adapt_mask": True},
     ],
     ids=str,
@@ -290,23 +283,19 @@ def run_without_first(small_run):
     return fast, grads
 
 
-@pytest.mark.parametrize("inner_ad", AD_MODES)
-def test_fully_masked_inner_batch_changes_nothing(
-    small_run, run_without_first, inner_ad
-):
+def test_fully_masked_inner_batch_changes_nothing(small_run, run_without_first):
     (weights, step_sizes), support, _, direction, _ = small_run
     mask = jnp.ones((K, S), bool).at[0].set(False)
     with jax.debug_nans(True):
-        run = projected_adapt(support, direction, inner_ad=inner_ad)
+        run = projected_adapt(support, direction)
         (_, (fast, trace)), grads = run(weights, step_sizes, mask)
     assert trace.losses[0] == 0
     assert_trees_close((fast, grads), run_without_first, **FUSED)
 
 
-@pytest.mark.parametrize("inner_ad", AD_MODES)
-def test_no_valid_row_at_all_returns_the_weights(small_run, inner_ad):
+def test_no_valid_row_at_all_returns_the_weights(small_run):
     (weights, step_sizes), support, mask, direction, _ = small_run
-    run = projected_adapt(support, direction, inner_ad=inner_ad)
+    run = projected_adapt(support, direction)
     with jax.debug_nans(True):
         (_, (fast, trace)), grads = run(weights, step_sizes, jnp.zeros_like(mask))
     zeros = jax.tree.map(jnp.zeros_like, weights)
@@ -331,7 +320,6 @@ def quadratic_case(rate, **options):
     return float(value), float(at_w[0]), float(at_a[0])
 
 
-@pytest.mark.parametrize("inner_ad", AD_MODES)
 @pytest.mark.parametrize(
     ("rate", "rectify", "expected"),
     [
@@ -343,8 +331,8 @@ def quadratic_case(rate, **options):
         (-0.5, False, (2.25, 2.25, -3.0)),
     ],
 )
-def test_rectified_step_sizes_up_to_zero_are_frozen(rate, rectify, expected, inner_ad):
-    assert quadratic_case(rate, rectify=rectify, inner_ad=inner_ad) == expected
+def test_rectified_step_sizes_up_to_zero_are_frozen(rate, rectify, expected):
+    assert quadratic_case(rate, rectify=rectify) == expected
 
 
 def test_one_step_is_plain_gradient_descent(small_run):
@@ -402,28 +390,22 @@ def test_probe_sees_the_fast_weights_after_every_step():
     assert lm.adapt(quadratic_loss, weights, rates, support)[1].probed is None
 
 
-@pytest.mark.parametrize("inner_ad", AD_MODES)
-def test_trace_grad_sum_is_a_constant(inner_ad):
+def test_trace_grad_sum_is_a_constant():
     support = jnp.zeros((2, 1, 1))
 
     def total(w):
-        _, trace = lm.adapt(
-            quadratic_loss, {"w": w}, {"w": jnp.ones(1)}, support, inner_ad=inner_ad
-        )
+        _, trace = lm.adapt(quadratic_loss, {"w": w}, {"w": jnp.ones(1)}, support)
         return trace.grad_sum["w"][0]
 
     np.testing.assert_array_equal(jax.grad(total)(jnp.ones(1)), [0.0])
 
 
-@pytest.mark.parametrize("inner_ad", AD_MODES)
-def test_inner_losses_are_differentiable(x64, inner_ad):
+def test_inner_losses_are_differentiable(x64):
     weights, step_sizes, support, mask, _ = make_logistic(seed=4)
 
     @jax.jit
     def value(weights, step_sizes):
-        _, trace = lm.adapt(
-            logistic_loss, weights, step_sizes, support, mask, inner_ad=inner_ad
-        )
+        _, trace = lm.adapt(logistic_loss, weights, step_sizes, support, mask)
         return jnp.sum(trace.losses)
 
     # As above: central differences of step 1e-5.
@@ -480,16 +462,8 @@ HEAD_ONLY = {
 }
 
 
-@pytest.mark.parametrize(
-    ("form", "inner_ad"),
-    [
-        ("prefix", "reverse"),
-        ("prefix", "forward_over_reverse"),
-        ("leaves", "reverse"),
-        ("function", "reverse"),
-    ],
-)
-def test_masked_leaves_do_not_adapt(x64, form, inner_ad):
+@pytest.mark.parametrize("form", HEAD_ONLY)
+def test_masked_leaves_do_not_adapt(x64, form):
     weights, step_sizes, support, mask, direction = make_net(seed=5)
 
     @jax.jit
@@ -502,7 +476,6 @@ def test_masked_leaves_do_not_adapt(x64, form, inner_ad):
             as_jax(support),
             mask,
             adapt_mask=HEAD_ONLY[form],
-            inner_ad=inner_ad,
         )
         return tree_vdot(fast, nest(direction)), fast
 

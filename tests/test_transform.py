@@ -500,7 +500,7 @@ def test_updates_of_another_tree_or_shape_are_an_error():
         ({"unroll": 0}, ValueError, "unroll"),
         ({"objective": "first"}, ValueError, "objective"),
         ({"inner_ad": "forward"}, ValueError, "inner_ad"),
-        ({"inner_ad": "accumulate"}, ValueError, "first_order"),
+        ({"inner_ad": "forward_over_reverse", "remat": False}, ValueError, "remat"),
         ({"clip": 0.0}, ValueError, "clip"),
         ({"meta_tx": 2.0}, TypeError, "meta_tx"),
         ({"step_size_tx": 0.1}, TypeError, "step_size_tx"),

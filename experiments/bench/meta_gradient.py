@@ -30,17 +30,15 @@ _MODES: dict[str, dict[str, Any]] = {
     "sqrt": {"inner_ad": "reverse", "remat": "sqrt"},
     "no_remat": {"inner_ad": "reverse", "remat": False},
     "forward": {"inner_ad": "forward_over_reverse"},
-    "first_reverse": {"inner_ad": "reverse", **_FIRST},
-    "accumulate": {"inner_ad": "accumulate", **_FIRST},
-    "accumulate_1": {"inner_ad": "accumulate", "unroll": 1, **_FIRST},
-    "accumulate_5": {"inner_ad": "accumulate", "unroll": 5, **_FIRST},
+    "first_order": _FIRST,
+    "first_order_1": {"unroll": 1, **_FIRST},
+    "first_order_5": {"unroll": 5, **_FIRST},
 }
 _NOTE = (
     f"{_PIXELS} inputs (convolutions: 64x64x3), {_CLASSES} classes, {_QUERY} query "
     "rows; rows: of the support in each inner step. reverse: the default; sqrt: "
-    "remat='sqrt'; no_remat: remat=False; forward: forward_over_reverse. In first "
-    "order: first_reverse; accumulate: the default; accumulate_1, accumulate_5: with "
-    "that unroll."
+    "remat='sqrt'; no_remat: remat=False; forward: forward_over_reverse. first_order: "
+    "one forward scan; first_order_1, first_order_5: with that unroll."
 )
 
 
