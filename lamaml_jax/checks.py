@@ -40,6 +40,24 @@ def _describe(leaf: Any) -> str:
     return f"{type(leaf).__name__} {leaf!r}"
 
 
+def as_arrays(name: str, tree: Any) -> Any:
+    """Makes every leaf of ``tree`` a jax array, as ``jax.jit`` does with arguments.
+
+    A numpy array cannot be indexed by a traced one, which every function that indexes
+    meets when it runs outside jit, or inside it on rows that are closed over.
+    """
+
+    def as_array(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        try:
+            return jnp.asarray(leaf)
+        except TypeError:
+            raise TypeError(
+                f"{_path(name, path)}: expected an array, received {_describe(leaf)}"
+            ) from None
+
+    return jax.tree_util.tree_map_with_path(as_array, tree)
+
+
 def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
     """Returns ``value`` as a Python int, which it must be, at least ``minimum``."""
     if isinstance(value, jax.Array | bool):
@@ -231,8 +249,8 @@ def check_rows(name: str, batch: Any, *, axes: int = 1) -> tuple[int, ...]:
     return leading
 
 
-def check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
-    """Checks that ``mask`` is boolean and has ``shape``."""
+def check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> types.Mask:
+    """Checks that ``mask`` is boolean and has ``shape``; returns it as a jax array."""
     received = _shape(name, mask)
     if received != shape:
         raise ValueError(f"{name}: expected shape {shape}, received {received}")
@@ -240,6 +258,7 @@ def check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
         raise TypeError(
             f"{name}: expected a boolean array, received {jnp.result_type(mask)}"
         )
+    return jnp.asarray(mask)
 
 
 def check_losses(losses: Any, num_rows: int, *, masked: bool) -> None:
@@ -261,52 +280,66 @@ def check_losses(losses: Any, num_rows: int, *, masked: bool) -> None:
         )
 
 
-def check_draws(name: str, draws: Any, num_rows: int) -> None:
-    """Checks one integer draw per row."""
+def check_draws(name: str, draws: Any, num_rows: int) -> jax.Array:
+    """Checks one integer per row; returns them as a jax array."""
     shape = _shape(name, draws)
     if shape != (num_rows,):
         raise ValueError(f"{name}: expected shape ({num_rows},), received {shape}")
     if not jnp.issubdtype(jnp.result_type(draws), jnp.integer):
         raise TypeError(f"{name}: expected integers, received {jnp.result_type(draws)}")
+    return jnp.asarray(draws)
 
 
-def check_like_example(name: str, rows: Any, example: Any) -> int:
-    """Checks rows against one example row (shapes, dtypes); returns their number."""
-    (num_rows,) = check_rows(name, rows)
-    received, expected = jax.tree.structure(rows), jax.tree.structure(example)
+def check_like_stored(name: str, rows: Any, stored: Any) -> Any:
+    """Checks rows [B, ...] against stored ones [C, ...]; returns them as jax arrays."""
+    check_rows(name, rows)
+    received, expected = jax.tree.structure(rows), jax.tree.structure(stored)
     if received != expected:
         raise ValueError(
             f"{name}: expected the tree of the example row, {expected}, received "
             f"{received}"
         )
-    for (path, leaf), one in zip(
-        jax.tree.leaves_with_path(rows), jax.tree.leaves(example), strict=True
+    rows = as_arrays(name, rows)
+    for (path, leaf), kept in zip(
+        jax.tree.leaves_with_path(rows), jax.tree.leaves(stored), strict=True
     ):
-        shape = _shape(_path(name, path), leaf)[1:]
-        if shape != one.shape:
+        if leaf.shape[1:] != kept.shape[1:]:
             raise ValueError(
-                f"{_path(name, path)}: expected rows of shape {one.shape}, received "
-                f"{shape}"
+                f"{_path(name, path)}: expected rows of shape {kept.shape[1:]}, "
+                f"received {leaf.shape[1:]}"
             )
-        if jnp.result_type(leaf) != one.dtype:
+        if leaf.dtype != kept.dtype:
             raise TypeError(
-                f"{_path(name, path)}: expected dtype {one.dtype}, received "
-                f"{jnp.result_type(leaf)}"
+                f"{_path(name, path)}: expected dtype {kept.dtype}, received "
+                f"{leaf.dtype}"
             )
-    return num_rows
+    return rows
 
 
-def check_example(name: str, example: Any) -> None:
-    """Checks one example row: leaves with a shape and a dtype."""
-    leaves = jax.tree.leaves_with_path(example)
-    if not leaves:
+def check_example(name: str, example: Any) -> Any:
+    """Checks one example row; returns its shapes, and its dtypes as jax takes them."""
+    if not jax.tree.leaves(example):
         raise ValueError(f"{name}: expected at least one array, received an empty tree")
-    for path, leaf in leaves:
-        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-            raise TypeError(
-                f"{_path(name, path)}: expected a jax.ShapeDtypeStruct or an array, "
-                f"received {_describe(leaf)}"
-            )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _row_form(_path(name, path), leaf), example
+    )
+
+
+def _row_form(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        raise TypeError(
+            f"{name}: expected a jax.ShapeDtypeStruct or an array, received "
+            f"{_describe(leaf)}"
+        )
+    # What jax makes of it: int64 is int32 without 64-bit types.
+    form = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    form = jax.eval_shape(jnp.zeros_like, form)
+    kinds = (jnp.number, jnp.bool_, jax.dtypes.extended)
+    if not any(jnp.issubdtype(form.dtype, kind) for kind in kinds):
+        raise TypeError(
+            f"{name}: expected a dtype of jax arrays, received {_describe(leaf)}"
+        )
+    return form
 
 
 def check_covers(name: str, tree: Any, like: Any) -> None:
