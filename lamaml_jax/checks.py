@@ -436,3 +436,18 @@ def check_initial_accuracy(accuracy: Any, initial_accuracy: Any) -> None:
         raise ValueError(
             f"initial_accuracy: expected shape {expected}, received {shape}"
         )
+
+
+def check_labels(name: str, labels: Any, num_rows: int) -> jax.Array:
+    """Checks what a function of rows returned as their classes, [num_rows] integers."""
+    dtype = getattr(labels, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"{name}: expected integer classes, received {_describe(labels)}"
+        )
+    if labels.shape != (num_rows,):
+        raise ValueError(
+            f"{name}: expected classes of shape ({num_rows},), one per row, received "
+            f"{labels.shape}"
+        )
+    return jnp.asarray(labels)

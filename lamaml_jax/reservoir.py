@@ -59,8 +59,8 @@ def insert(
     Args:
         state: from ``init`` or an earlier call.
         rows: pytree with leaves [B, ...], offered in order.
-        draws: [B] integers >= 0, the slot of each row that finds the reservoir full; no
-            such slot, and the row is not stored.
+        draws: [B] integers, the slot of each row that finds the reservoir full; where
+            there is no such slot, the row is not stored.
         mask: [B] booleans, True = valid; None takes every row.
 
     Returns:
@@ -315,5 +315,6 @@ def _targets(
     nth = _positions(state.num_seen, mask)
     # The first C rows fill the slots in order, later ones go where they were drawn.
     targets = jnp.where(nth <= capacity, nth - 1, draws.astype(jnp.int32))
-    targets = jnp.where(mask, jnp.minimum(targets, capacity), capacity)
+    is_slot = mask & (targets >= 0) & (targets < capacity)
+    targets = jnp.where(is_slot, targets, capacity)
     return *slots.last_writer(targets, capacity), nth[-1]
