@@ -370,10 +370,11 @@ def check_step_size_init(name: str, init: Any, params: Any) -> None:
             )
 
 
-def check_is_meta_params(name: str, value: Any) -> None:
-    """Checks that ``value`` is a pair of weights and step sizes."""
+def check_is_meta_params(name: str, value: Any) -> types.MetaParams:
+    """Checks a pair of weights and step sizes; makes their leaves jax arrays."""
     if not isinstance(value, types.MetaParams):
         raise TypeError(f"{name}: expected MetaParams, received {_describe(value)}")
+    return as_arrays(name, value)
 
 
 def check_given(name: str, value: Any, caller: str) -> None:
@@ -416,8 +417,8 @@ def check_data_form(support: Any, query: Any, batch: Any) -> None:
         check_given("query", query, "lamaml_transform.update")
 
 
-def check_accuracy(accuracy: Any) -> None:
-    """Checks an accuracy matrix: floating, last two axes square and not empty."""
+def check_accuracy(accuracy: Any) -> jax.Array:
+    """Checks an accuracy matrix: floating, square, not empty; makes it a jax array."""
     shape = _shape("accuracy", accuracy)
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
         raise ValueError(f"accuracy: expected shape [..., T, T], received {shape}")
@@ -426,16 +427,18 @@ def check_accuracy(accuracy: Any) -> None:
             f"accuracy: expected floating fractions, received "
             f"{jnp.result_type(accuracy)}"
         )
+    return jnp.asarray(accuracy)
 
 
-def check_initial_accuracy(accuracy: Any, initial_accuracy: Any) -> None:
-    """Checks the untrained model's accuracies against an accuracy matrix."""
-    expected = _shape("accuracy", accuracy)[:-1]
+def check_initial_accuracy(accuracy: jax.Array, initial_accuracy: Any) -> jax.Array:
+    """Checks the untrained model's accuracies and makes them a jax array."""
+    expected = accuracy.shape[:-1]
     shape = _shape("initial_accuracy", initial_accuracy)
     if shape != expected:
         raise ValueError(
             f"initial_accuracy: expected shape {expected}, received {shape}"
         )
+    return jnp.asarray(initial_accuracy)
 
 
 def check_labels(name: str, labels: Any, num_rows: int) -> jax.Array:

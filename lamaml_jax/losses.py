@@ -28,9 +28,10 @@ def masked_mean(values: jax.Array, mask: types.Mask | None = None) -> jax.Array:
         >>> print(lm.losses.masked_mean(values, mask))
         1.5
     """
+    values = jnp.asarray(values)
     if mask is None:
         return jnp.mean(values)
-    checks.check_mask("mask", mask, values.shape)
+    mask = checks.check_mask("mask", mask, values.shape)
     count = jnp.maximum(jnp.sum(mask), 1).astype(values.dtype)
     return jnp.sum(jnp.where(mask, values, 0)) / count
 
@@ -57,9 +58,18 @@ def mean_loss(
     Raises:
         ValueError: the losses are neither [B] nor, unmasked, a scalar.
         TypeError: the losses are not floating.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: weights * batch
+        >>> batch, mask = jnp.array([1.0, 2.0, 9.0]), jnp.array([True, True, False])
+        >>> print(lm.losses.mean_loss(loss_fn, jnp.float32(2), batch, mask))
+        3.0
     """
     (num_rows,) = checks.check_rows("batch", batch)
-    losses = loss_fn(weights, batch)
+    batch = checks.as_arrays("batch", batch)
+    losses = loss_fn(checks.as_arrays("weights", weights), batch)
     checks.check_losses(losses, num_rows, masked=mask is not None)
     return masked_mean(losses, mask)
 
@@ -93,11 +103,10 @@ def multi_head_cross_entropy(
     """
     classes_per_task = checks.check_count("classes_per_task", classes_per_task)
     checks.check_rows("(logits, labels, tasks)", (logits, labels, tasks))
-    if classes_per_task > logits.shape[-1]:
-        raise ValueError(
-            f"classes_per_task: expected at most the {logits.shape[-1]} outputs of "
-            f"logits, received {classes_per_task}"
-        )
+    logits, labels, tasks = map(jnp.asarray, (logits, labels, tasks))
+    checks.check_fits(
+        "classes_per_task", classes_per_task, "outputs of logits", logits.shape[-1]
+    )
     own = jnp.arange(logits.shape[-1])[None, :] // classes_per_task == tasks[:, None]
     masked_logits = jnp.where(own, logits, jnp.finfo(logits.dtype).min)
     return optax.softmax_cross_entropy_with_integer_labels(masked_logits, labels)
@@ -127,5 +136,5 @@ def accuracy(
         0.5
     """
     checks.check_rows("(logits, labels)", (logits, labels))
-    hits = jnp.argmax(logits, axis=-1) == labels
+    hits = jnp.argmax(jnp.asarray(logits), axis=-1) == jnp.asarray(labels)
     return masked_mean(hits.astype(jnp.float32), mask)

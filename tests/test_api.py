@@ -118,7 +118,7 @@ POSITIONAL = {
     "metrics.retained_accuracy": ["accuracy"],
     "observe_stream": ["learner", "key", "state", "batches", "masks", "first"],
     "scale_by_step_sizes": ["init", "step_size_tx"],
-    "split_support": ["key", "batch", "mask", "inner_steps"],
+    "split_support": ["key", "batch", "batch_mask", "inner_steps"],
     "sync_lamaml": ["loss_fn"],
     "variance_reduced": ["value_and_grad", "momentum"],
 }
