@@ -27,6 +27,12 @@ _RATES = (
     "distillation_weight",
     "mean_learning_rate",
 )
+_LIMITED_BY = {
+    "batch_size": "rows_per_task",
+    "replay_size": "capacity",
+    "inner_steps": "batch_size",
+    "fisher_rows": "rows_per_task",
+}
 _SHARES = ("momentum", "within_rate", "across_rate")
 _POSITIVE = (
     *("max_grad_norm", "inner_clip", "within_rate", "across_rate"),
@@ -129,7 +135,8 @@ def check_config(config: RunConfig) -> None:
     }
     for name, (size, limit) in limits.items():
         if size is not None and limit is not None and not 1 <= size <= limit:
-            raise UserError(f"{name}: expected 1 to {limit}, received {size}")
+            which = f" ({_LIMITED_BY[name]})" if name in _LIMITED_BY else ""
+            raise UserError(f"{name}: expected 1 to {limit}{which}, received {size}")
     for name in _RATES:
         rate = getattr(hyper, name)
         if rate is not None and not 0 <= rate < math.inf:

@@ -1,6 +1,7 @@
 """La-MAML, look-ahead meta-learning for continual learning, in functional JAX."""
 
 from lamaml_jax import diagnostics, losses, metrics
+from lamaml_jax.balanced_reservoir import make_balanced_reservoir
 from lamaml_jax.batching import join_replay, split_support, weigh_rows
 from lamaml_jax.clipping import clip_meta_grads
 from lamaml_jax.diagnostics import GradientVariance
@@ -62,6 +63,7 @@ __all__ = [
     "lamaml_learner",
     "lamaml_transform",
     "losses",
+    "make_balanced_reservoir",
     "make_reservoir",
     "meta_value_and_grad",
     "metrics",

@@ -8,22 +8,25 @@ from lamaml_jax import checks, types
 
 
 def split_support(
-    key: types.Key, batch: types.Batch, mask: types.Mask | None, inner_steps: int
+    key: types.Key, batch: types.Batch, batch_mask: types.Mask | None, inner_steps: int
 ) -> tuple[types.Batch, types.Mask, types.Batch, types.Mask]:
     """Shuffles a batch and deals it into K inner batches of ceil(B / K) rows.
 
     Args:
         key: consumed.
         batch: pytree with leaves [B, ...].
-        mask: [B] booleans or None; valid rows are dealt first.
-        inner_steps: K <= B.
+        batch_mask: [B] booleans, True = valid; None takes every row. Valid rows are
+            dealt first.
+        inner_steps: K, at least 1. Of more steps than rows, the last ones get no valid
+            row: an inner step on them changes nothing.
 
     Returns:
         ``support`` leaves [K, ceil(B / K), ...] and its mask; the shuffled rows [B,
         ...] and their mask. Padding repeats the last shuffled row and is masked.
 
     Raises:
-        ValueError: K > B, or leading axes disagree.
+        ValueError: K < 1, or leading axes disagree.
+        TypeError: ``batch_mask`` is not boolean.
 
     Example:
         >>> import jax
@@ -34,13 +37,15 @@ def split_support(
         >>> print(support.shape, int(mask.sum()))
         (2, 3) 5
     """
+    checks.check_key("key", key)
+    inner_steps = checks.check_count("inner_steps", inner_steps)
     (num_rows,) = checks.check_rows("batch", batch)
-    checks.check_fits("inner_steps", inner_steps, "rows of batch", num_rows)
+    batch = checks.as_arrays("batch", batch)
     order = jax.random.permutation(key, num_rows)
-    if mask is None:
+    if batch_mask is None:
         row_mask = jnp.ones(num_rows, jnp.bool_)
     else:
-        checks.check_mask("batch_mask", mask, (num_rows,))
+        mask = checks.check_mask("batch_mask", batch_mask, (num_rows,))
         order = order[jnp.argsort(~mask[order], stable=True)]
         row_mask = mask[order]
     rows = jax.tree.map(lambda leaf: leaf[order], batch)
@@ -67,13 +72,14 @@ def join_replay(
         replayed: pytree with leaves [R, ...].
         replay_mask: [R] booleans, True = valid.
         batch: pytree with leaves [B, ...], the same tree.
-        batch_mask: [B] booleans or None.
+        batch_mask: [B] booleans, True = valid; None takes every row.
 
     Returns:
         The query, leaves [R + B, ...], and its mask [R + B].
 
     Raises:
         ValueError: leading axes disagree.
+        TypeError: a mask is not boolean.
 
     Example:
         >>> import jax.numpy as jnp
@@ -83,16 +89,21 @@ def join_replay(
         >>> print(query, mask)
         [7 1 1 2] [ True False  True  True]
     """
+    (num_replayed,) = checks.check_rows("replayed", replayed)
     (num_rows,) = checks.check_rows("batch", batch)
+    replayed = checks.as_arrays("replayed", replayed)
+    batch = checks.as_arrays("batch", batch)
+    is_replayed = checks.check_mask("replay_mask", replay_mask, (num_replayed,))
     if batch_mask is None:
         batch_mask = jnp.ones(num_rows, jnp.bool_)
+    batch_mask = checks.check_mask("batch_mask", batch_mask, (num_rows,))
 
     def join(old: jax.Array, new: jax.Array) -> jax.Array:
-        valid = replay_mask.reshape((-1,) + (1,) * (old.ndim - 1))
+        valid = is_replayed.reshape((-1,) + (1,) * (old.ndim - 1))
         return jnp.concatenate([jnp.where(valid, old, new[:1]), new])
 
     query = jax.tree.map(join, replayed, batch)
-    return query, jnp.concatenate([replay_mask, batch_mask])
+    return query, jnp.concatenate([is_replayed, batch_mask])
 
 
 def weigh_rows(

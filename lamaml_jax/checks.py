@@ -65,6 +65,24 @@ def _describe(leaf: Any) -> str:
     return f"{type(leaf).__name__} {leaf!r}"
 
 
+def as_arrays(name: str, tree: Any) -> Any:
+    """Makes every leaf of ``tree`` a jax array, as ``jax.jit`` does with arguments.
+
+    A numpy array cannot be indexed by a traced one, which every function that indexes
+    meets when it runs outside jit, or inside it on rows that are closed over.
+    """
+
+    def as_array(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        try:
+            return jnp.asarray(leaf)
+        except TypeError:
+            raise TypeError(
+                f"{_path(name, path)}: expected an array, received {_describe(leaf)}"
+            ) from None
+
+    return jax.tree_util.tree_map_with_path(as_array, tree)
+
+
 def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
     """Returns ``value`` as a Python int, which it must be, at least ``minimum``."""
     if isinstance(value, jax.Array | bool):
@@ -329,8 +347,8 @@ def check_rows(name: str, batch: Any, *, axes: int = 1) -> tuple[int, ...]:
     return leading
 
 
-def check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
-    """Checks that ``mask`` is boolean and has ``shape``."""
+def check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> types.Mask:
+    """Checks that ``mask`` is boolean and has ``shape``; returns it as a jax array."""
     received = _shape(name, mask)
     if received != shape:
         raise ValueError(f"{name}: expected shape {shape}, received {received}")
@@ -338,21 +356,28 @@ def check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
         raise TypeError(
             f"{name}: expected a boolean array, received {jnp.result_type(mask)}"
         )
+    return jnp.asarray(mask)
 
 
-def check_support(support: Any, mask: Any) -> tuple[int, ...]:
-    """Checks support rows [K, S, ...] and their mask [K, S] or None; returns K, S."""
+def check_support(support: Any, mask: Any) -> tuple[Any, Any, int]:
+    """Checks support rows [K, S, ...] and their mask [K, S] or None.
+
+    Returns both as jax arrays, and K.
+    """
     axes = check_rows("support", support, axes=2)
     if mask is not None:
-        check_mask("support_mask", mask, axes)
-    return axes
+        mask = check_mask("support_mask", mask, axes)
+    return as_arrays("support", support), mask, axes[0]
 
 
-def check_query(query: Any, mask: Any, weights: Any) -> None:
-    """Checks query rows [Q, ...], their mask [Q] and their weights [Q], or None."""
+def check_query(query: Any, mask: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """Checks query rows [Q, ...], their mask [Q] and weights [Q] or None.
+
+    Returns them as jax arrays.
+    """
     axes = check_rows("query", query)
     if mask is not None:
-        check_mask("query_mask", mask, axes)
+        mask = check_mask("query_mask", mask, axes)
     if weights is not None:
         shape = _shape("query_weights", weights)
         if shape != axes:
@@ -362,6 +387,8 @@ def check_query(query: Any, mask: Any, weights: Any) -> None:
                 "query_weights: expected a floating array, received "
                 f"{jnp.result_type(weights)}"
             )
+        weights = jnp.asarray(weights)
+    return as_arrays("query", query), mask, weights
 
 
 def check_losses(losses: Any, num_rows: int, *, masked: bool) -> None:
@@ -383,52 +410,66 @@ def check_losses(losses: Any, num_rows: int, *, masked: bool) -> None:
         )
 
 
-def check_draws(name: str, draws: Any, num_rows: int) -> None:
-    """Checks one integer draw per row."""
+def check_draws(name: str, draws: Any, num_rows: int) -> jax.Array:
+    """Checks one integer per row; returns them as a jax array."""
     shape = _shape(name, draws)
     if shape != (num_rows,):
         raise ValueError(f"{name}: expected shape ({num_rows},), received {shape}")
     if not jnp.issubdtype(jnp.result_type(draws), jnp.integer):
         raise TypeError(f"{name}: expected integers, received {jnp.result_type(draws)}")
+    return jnp.asarray(draws)
 
 
-def check_like_example(name: str, rows: Any, example: Any) -> int:
-    """Checks rows against one example row (shapes, dtypes); returns their number."""
-    (num_rows,) = check_rows(name, rows)
-    received, expected = jax.tree.structure(rows), jax.tree.structure(example)
+def check_like_stored(name: str, rows: Any, stored: Any) -> Any:
+    """Checks rows [B, ...] against stored ones [C, ...]; returns them as jax arrays."""
+    check_rows(name, rows)
+    received, expected = jax.tree.structure(rows), jax.tree.structure(stored)
     if received != expected:
         raise ValueError(
             f"{name}: expected the tree of the example row, {expected}, received "
             f"{received}"
         )
-    for (path, leaf), one in zip(
-        jax.tree.leaves_with_path(rows), jax.tree.leaves(example), strict=True
+    rows = as_arrays(name, rows)
+    for (path, leaf), kept in zip(
+        jax.tree.leaves_with_path(rows), jax.tree.leaves(stored), strict=True
     ):
-        shape = _shape(_path(name, path), leaf)[1:]
-        if shape != one.shape:
+        if leaf.shape[1:] != kept.shape[1:]:
             raise ValueError(
-                f"{_path(name, path)}: expected rows of shape {one.shape}, received "
-                f"{shape}"
+                f"{_path(name, path)}: expected rows of shape {kept.shape[1:]}, "
+                f"received {leaf.shape[1:]}"
             )
-        if jnp.result_type(leaf) != one.dtype:
+        if leaf.dtype != kept.dtype:
             raise TypeError(
-                f"{_path(name, path)}: expected dtype {one.dtype}, received "
-                f"{jnp.result_type(leaf)}"
+                f"{_path(name, path)}: expected dtype {kept.dtype}, received "
+                f"{leaf.dtype}"
             )
-    return num_rows
+    return rows
 
 
-def check_example(name: str, example: Any) -> None:
-    """Checks one example row: leaves with a shape and a dtype."""
-    leaves = jax.tree.leaves_with_path(example)
-    if not leaves:
+def check_example(name: str, example: Any) -> Any:
+    """Checks one example row; returns its shapes, and its dtypes as jax takes them."""
+    if not jax.tree.leaves(example):
         raise ValueError(f"{name}: expected at least one array, received an empty tree")
-    for path, leaf in leaves:
-        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-            raise TypeError(
-                f"{_path(name, path)}: expected a jax.ShapeDtypeStruct or an array, "
-                f"received {_describe(leaf)}"
-            )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _row_form(_path(name, path), leaf), example
+    )
+
+
+def _row_form(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        raise TypeError(
+            f"{name}: expected a jax.ShapeDtypeStruct or an array, received "
+            f"{_describe(leaf)}"
+        )
+    # What jax makes of it: int64 is int32 without 64-bit types.
+    form = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    form = jax.eval_shape(jnp.zeros_like, form)
+    kinds = (jnp.number, jnp.bool_, jax.dtypes.extended)
+    if not any(jnp.issubdtype(form.dtype, kind) for kind in kinds):
+        raise TypeError(
+            f"{name}: expected a dtype of jax arrays, received {_describe(leaf)}"
+        )
+    return form
 
 
 def check_covers(name: str, tree: Any, like: Any) -> None:
@@ -465,10 +506,11 @@ def check_step_size_init(name: str, init: Any, params: Any) -> None:
     check_grain(name, init, "params", params)
 
 
-def check_is_meta_params(name: str, value: Any) -> None:
-    """Checks that ``value`` is a pair of weights and step sizes."""
+def check_is_meta_params(name: str, value: Any) -> types.MetaParams:
+    """Checks a pair of weights and step sizes; makes their leaves jax arrays."""
     if not isinstance(value, types.MetaParams):
         raise TypeError(f"{name}: expected MetaParams, received {_describe(value)}")
+    return as_arrays(name, value)
 
 
 def check_given(name: str, value: Any, caller: str) -> None:
@@ -545,8 +587,8 @@ def refuse_line_search(*args: object, **kwargs: object) -> NoReturn:
     )
 
 
-def check_accuracy(accuracy: Any) -> None:
-    """Checks an accuracy matrix: floating, last two axes square and not empty."""
+def check_accuracy(accuracy: Any) -> jax.Array:
+    """Checks an accuracy matrix: floating, square, not empty; makes it a jax array."""
     shape = _shape("accuracy", accuracy)
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
         raise ValueError(f"accuracy: expected shape [..., T, T], received {shape}")
@@ -555,13 +597,30 @@ def check_accuracy(accuracy: Any) -> None:
             f"accuracy: expected floating fractions, received "
             f"{jnp.result_type(accuracy)}"
         )
+    return jnp.asarray(accuracy)
 
 
-def check_initial_accuracy(accuracy: Any, initial_accuracy: Any) -> None:
-    """Checks the untrained model's accuracies against an accuracy matrix."""
-    expected = _shape("accuracy", accuracy)[:-1]
+def check_initial_accuracy(accuracy: jax.Array, initial_accuracy: Any) -> jax.Array:
+    """Checks the untrained model's accuracies and makes them a jax array."""
+    expected = accuracy.shape[:-1]
     shape = _shape("initial_accuracy", initial_accuracy)
     if shape != expected:
         raise ValueError(
             f"initial_accuracy: expected shape {expected}, received {shape}"
         )
+    return jnp.asarray(initial_accuracy)
+
+
+def check_labels(name: str, labels: Any, num_rows: int) -> jax.Array:
+    """Checks what a function of rows returned as their classes, [num_rows] integers."""
+    dtype = getattr(labels, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"{name}: expected integer classes, received {_describe(labels)}"
+        )
+    if labels.shape != (num_rows,):
+        raise ValueError(
+            f"{name}: expected classes of shape ({num_rows},), one per row, received "
+            f"{labels.shape}"
+        )
+    return jnp.asarray(labels)

@@ -1,7 +1,5 @@
 """Clipping of the two meta-gradients, each by its own global norm."""
 
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -43,19 +41,23 @@ def clip_meta_grads(
     checks.check_positive("max_norm", max_norm)
 
     def update(
-        updates: Any, state: optax.OptState, params: types.Params | None = None
-    ) -> tuple[Any, optax.OptState]:
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params
-        checks.check_is_meta_params("updates", updates)
-
-        def clip_half(grads: types.Params) -> types.Params:
-            # Not optax.tree.norm: before optax 0.2.8 its derivative at 0 was NaN.
-            squared = optax.tree.norm(grads, squared=True)
-            is_zero = squared == 0
-            norm = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared)))
-            factor = jnp.minimum(1, max_norm / (norm + eps))
-            return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
-
-        return types.MetaParams(*map(clip_half, updates)), state
+        grads = checks.check_is_meta_params("updates", updates)
+        return types.MetaParams(*(_clip(half, max_norm, eps) for half in grads)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _clip(
+    grads: types.Params, max_norm: chex.Numeric, eps: chex.Numeric
+) -> types.Params:
+    # Not optax.tree.norm: before optax 0.2.8 its derivative at 0 was NaN.
+    squared = optax.tree.norm(grads, squared=True)
+    is_zero = squared == 0
+    norm = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared)))
+    factor = jnp.minimum(1, max_norm / (norm + eps))
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)

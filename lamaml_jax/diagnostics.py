@@ -1,7 +1,7 @@
 """What the gradients of a stream of tasks say about interference and noise."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ from lamaml_jax import checks, losses, types
 class GradientVariance(NamedTuple):
     """Spread of a random gradient."""
 
-    mean: Any
+    mean: types.Params
     """Mean over the draws, the tree of one gradient; at least float32."""
-    variance: Any
+    variance: types.Params
     """The same tree of scalars: mean over the draws of each leaf's squared distance to
     its mean."""
     total_variance: jax.Array
@@ -46,12 +46,22 @@ def task_gradients(
     Raises:
         ValueError: leading axes disagree.
         TypeError: a weight or loss is not floating, a mask not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: batch @ weights
+        >>> batches = jnp.array([[[1.0, 0.0]], [[-2.0, 0.0]]])  # two tasks of one row
+        >>> print(lm.diagnostics.task_gradients(loss_fn, jnp.ones(2), batches))
+        [[ 1.  0.]
+         [-2.  0.]]
     """
     checks.check_callable("loss_fn", loss_fn)
     checks.check_floating("weights", weights)
     axes = checks.check_rows("batches", batches, axes=2)
+    batches = checks.as_arrays("batches", batches)
     if masks is not None:
-        checks.check_mask("masks", masks, axes)
+        masks = checks.check_mask("masks", masks, axes)
     grad = jax.grad(lambda w, batch, mask: losses.mean_loss(loss_fn, w, batch, mask))
     return jax.lax.map(lambda task: grad(weights, *task), (batches, masks))
 
@@ -118,7 +128,7 @@ def gradient_alignment(
 
 
 def gradient_variance(
-    grad_fn: Callable[[types.Key], Any], keys: types.Key
+    grad_fn: Callable[[types.Key], types.Params], keys: types.Key
 ) -> GradientVariance:
     """Mean and variance of a random gradient, such as a meta-gradient over replay.
 
@@ -136,6 +146,17 @@ def gradient_variance(
     Raises:
         ValueError: ``keys`` has no leading axis or no entry.
         TypeError: ``keys`` are no typed keys, a gradient is not floating.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> sign = lambda key: 2.0 * jax.random.bernoulli(key) - 1.0
+        >>> found = lm.diagnostics.gradient_variance(
+        ...     sign, jax.random.split(jax.random.key(0), 100)
+        ... )
+        >>> print(jnp.allclose(found.variance, 1 - found.mean**2))
+        True
     """
     checks.check_callable("grad_fn", grad_fn)
     checks.check_keys("keys", keys)
@@ -146,10 +167,13 @@ def gradient_variance(
     )
     scalars = jax.tree.map(lambda x: jnp.zeros((), x.dtype), zeros)
 
-    def add(carry: Any, inputs: Any) -> tuple[Any, None]:
+    def add(
+        carry: tuple[types.Params, types.Params], inputs: tuple[jax.Array, types.Key]
+    ) -> tuple[tuple[types.Params, types.Params], None]:
         mean, squares = carry
         count, key = inputs
-        grads = jax.tree.map(lambda g, m: g.astype(m.dtype), grad_fn(key), mean)
+        grads = checks.as_arrays("grad_fn(key)", grad_fn(key))
+        grads = jax.tree.map(lambda g, m: g.astype(m.dtype), grads, mean)
         new_mean = jax.tree.map(
             lambda m, g: m + (g - m) / count.astype(g.dtype), mean, grads
         )

@@ -144,7 +144,7 @@ def adapt(
     if inner_tx is not None:
         checks.check_transformation("inner_tx", inner_tx)
     unroll = checks.check_count("unroll", unroll)
-    num_steps, _ = checks.check_support(support, support_mask)
+    support, support_mask, num_steps = checks.check_support(support, support_mask)
     if key is not None:
         checks.check_key("key", key)
     rule = inner_step.make_inner_rule(

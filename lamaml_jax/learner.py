@@ -125,6 +125,7 @@ def lamaml_learner(
         remember: chex.Numeric = True,
     ) -> tuple[LearnerState, types.PyTree]:
         checks.check_key("key", key)
+        batch = checks.as_arrays("batch", batch)
 
         def glance(
             state: LearnerState, inputs: tuple[types.Key, jax.Array]

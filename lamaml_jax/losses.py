@@ -34,9 +34,10 @@ def masked_mean(values: jax.Array, mask: types.Mask | None = None) -> jax.Array:
         >>> print(lm.losses.masked_mean(values, mask))
         1.5
     """
+    values = jnp.asarray(values)
     if mask is None:
         return jnp.mean(values)
-    checks.check_mask("mask", mask, values.shape)
+    mask = checks.check_mask("mask", mask, values.shape)
     count = jnp.maximum(jnp.sum(mask), 1).astype(values.dtype)
     return jnp.sum(jnp.where(mask, values, 0)) / count
 
@@ -99,12 +100,13 @@ def mean_loss(
         5.0
     """
     (num_rows,) = checks.check_rows("batch", batch)
-    losses = loss_fn(weights, batch)
+    batch = checks.as_arrays("batch", batch)
+    losses = loss_fn(checks.as_arrays("weights", weights), batch)
     is_weighed = mask is not None or row_weights is not None
     checks.check_losses(losses, num_rows, masked=is_weighed)
     if row_weights is None:
         return masked_mean(losses, mask)
-    weighed = losses * row_weights.astype(losses.dtype)
+    weighed = losses * jnp.asarray(row_weights, losses.dtype)
     return jnp.sum(weighed if mask is None else jnp.where(mask, weighed, 0))
 
 
@@ -137,11 +139,10 @@ def multi_head_cross_entropy(
     """
     classes_per_task = checks.check_count("classes_per_task", classes_per_task)
     checks.check_rows("(logits, labels, tasks)", (logits, labels, tasks))
-    if classes_per_task > logits.shape[-1]:
-        raise ValueError(
-            f"classes_per_task: expected at most the {logits.shape[-1]} outputs of "
-            f"logits, received {classes_per_task}"
-        )
+    logits, labels, tasks = map(jnp.asarray, (logits, labels, tasks))
+    checks.check_fits(
+        "classes_per_task", classes_per_task, "outputs of logits", logits.shape[-1]
+    )
     own = jnp.arange(logits.shape[-1])[None, :] // classes_per_task == tasks[:, None]
     masked_logits = jnp.where(own, logits, jnp.finfo(logits.dtype).min)
     return optax.softmax_cross_entropy_with_integer_labels(masked_logits, labels)
@@ -171,5 +172,5 @@ def accuracy(
         0.5
     """
     checks.check_rows("(logits, labels)", (logits, labels))
-    hits = jnp.argmax(logits, axis=-1) == labels
+    hits = jnp.argmax(jnp.asarray(logits), axis=-1) == jnp.asarray(labels)
     return masked_mean(hits.astype(jnp.float32), mask)

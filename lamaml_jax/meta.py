@@ -223,8 +223,10 @@ def meta_value_and_grad(
         model_state: types.ModelState = None,
     ) -> tuple[tuple[jax.Array, MetaInfo], types.MetaParams]:
         params = checks.check_meta_params(params)
-        num_steps, _ = checks.check_support(support, support_mask)
-        checks.check_query(query, query_mask, query_weights)
+        support, support_mask, num_steps = checks.check_support(support, support_mask)
+        query, query_mask, query_weights = checks.check_query(
+            query, query_mask, query_weights
+        )
 
         def query_loss(weights: types.Params, key: types.Key | None) -> jax.Array:
             loss = losses.with_extras(loss_fn, key=key, model_state=model_state)

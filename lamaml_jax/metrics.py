@@ -30,12 +30,12 @@ def retained_accuracy(accuracy: jax.Array) -> jax.Array:
         >>> print(lm.metrics.retained_accuracy(accuracy))
         0.625
     """
-    checks.check_accuracy(accuracy)
-    return jnp.mean(jnp.asarray(accuracy)[..., -1, :], axis=-1)
+    accuracy = checks.check_accuracy(accuracy)
+    return jnp.mean(accuracy[..., -1, :], axis=-1)
 
 
 def _diagonal(accuracy: jax.Array) -> jax.Array:
-    return jnp.diagonal(jnp.asarray(accuracy), axis1=-2, axis2=-1)
+    return jnp.diagonal(accuracy, axis1=-2, axis2=-1)
 
 
 def learning_accuracy(accuracy: jax.Array) -> jax.Array:
@@ -58,7 +58,7 @@ def learning_accuracy(accuracy: jax.Array) -> jax.Array:
         >>> print(lm.metrics.learning_accuracy(accuracy))
         0.8125
     """
-    checks.check_accuracy(accuracy)
+    accuracy = checks.check_accuracy(accuracy)
     return jnp.mean(_diagonal(accuracy), axis=-1)
 
 
@@ -88,8 +88,8 @@ def backward_transfer_interference(
         >>> print(lm.metrics.backward_transfer_interference(accuracy))
         -0.1875
     """
-    checks.check_accuracy(accuracy)
-    change = jnp.asarray(accuracy)[..., -1, :] - _diagonal(accuracy)
+    accuracy = checks.check_accuracy(accuracy)
+    change = accuracy[..., -1, :] - _diagonal(accuracy)
     num_tasks = change.shape[-1]
     divisor = max(num_tasks - 1, 1) if exclude_last else num_tasks
     return jnp.sum(change, axis=-1) / divisor
@@ -120,9 +120,9 @@ def forward_transfer(accuracy: jax.Array, initial_accuracy: jax.Array) -> jax.Ar
     References:
         Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 4.
     """
-    checks.check_accuracy(accuracy)
-    checks.check_initial_accuracy(accuracy, initial_accuracy)
+    accuracy = checks.check_accuracy(accuracy)
+    initial_accuracy = checks.check_initial_accuracy(accuracy, initial_accuracy)
     if accuracy.shape[-1] == 1:
         return jnp.zeros(accuracy.shape[:-2])
-    before = jnp.diagonal(jnp.asarray(accuracy), offset=1, axis1=-2, axis2=-1)
-    return jnp.mean(before - jnp.asarray(initial_accuracy)[..., 1:], axis=-1)
+    before = jnp.diagonal(accuracy, offset=1, axis1=-2, axis2=-1)
+    return jnp.mean(before - initial_accuracy[..., 1:], axis=-1)

@@ -8,7 +8,7 @@ import chex
 import optax
 
 from lamaml_jax import inner_step, types
-from lamaml_jax.reservoir import Reservoir
+from lamaml_jax.memory import Reservoir
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -32,7 +32,7 @@ class LamamlOptions(MetaOptions, total=False):
 
     meta_tx: optax.GradientTransformation | None
     inner_steps: int
-    reservoir: Reservoir | None
+    reservoir: Reservoir[types.PyTree] | None
     replay_size: int
     replay_weight: chex.Numeric | None
     momentum: chex.Numeric | None

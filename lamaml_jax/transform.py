@@ -17,8 +17,8 @@ from lamaml_jax import (
     types,
     variance_reduction,
 )
+from lamaml_jax.memory import Reservoir
 from lamaml_jax.options import MetaOptions, with_options_of
-from lamaml_jax.reservoir import Reservoir, ReservoirState
 
 _DATA_ARGUMENTS = (
     "support",
@@ -65,7 +65,8 @@ class LamamlState(NamedTuple):
     rule_state: step_sizes.StepSizesState
     """Step sizes and the states of ``step_size_tx`` and ``weight_tx``."""
     meta_tx_state: optax.OptState
-    reservoir: ReservoirState | None
+    reservoir: types.PyTree
+    """State of the reservoir, or None."""
     variance_reduction: variance_reduction.VarianceReductionState | None
     """None unless ``momentum`` is given."""
     model_state: types.ModelState
@@ -76,7 +77,7 @@ class LamamlState(NamedTuple):
 class _DrawOptions(NamedTuple):
     """How support and query are drawn from a batch and the reservoir."""
 
-    reservoir: Reservoir | None
+    reservoir: Reservoir[types.PyTree] | None
     replay_size: int
     replay_weight: chex.Numeric | None
     inner_steps: int
@@ -148,14 +149,15 @@ def _make_info(
 
 def _draw(
     key: types.Key | None,
-    memory: ReservoirState | None,
+    memory: types.PyTree,
     batch: types.Batch,
     batch_mask: types.Mask | None,
     remember: chex.Numeric,
     options: _DrawOptions,
-) -> tuple[_Data, ReservoirState | None]:
+) -> tuple[_Data, types.PyTree]:
     """Makes support and query from a batch and the reservoir; then stores the batch."""
     checks.check_key("key", key)
+    batch = checks.as_arrays("batch", batch)
     num_keys = 4 if options.loss_takes_key else 3
     keys = jax.random.split(cast(types.Key, key), num_keys)
     replay_key, shuffle_key, add_key, *more = keys
@@ -188,7 +190,7 @@ def lamaml_transform(
     weight_tx: optax.GradientTransformation | None = None,
     meta_tx: optax.GradientTransformation | None = None,
     inner_steps: int = 5,
-    reservoir: Reservoir | None = None,
+    reservoir: Reservoir[types.PyTree] | None = None,
     replay_size: int = 10,
     replay_weight: chex.Numeric | None = None,
     momentum: chex.Numeric | None = None,
@@ -239,8 +241,8 @@ def lamaml_transform(
             ``step_size_tx`` and ``weight_tx`` are handed ``value=``, the meta-loss, and
             ``grad=``, as ``optax.contrib.reduce_on_plateau`` and others ask.
         inner_steps: K.
-        reservoir: from ``make_reservoir`` or ``make_balanced_memory``; its state then
-            lives in this one's. None replays nothing.
+        reservoir: from ``make_reservoir`` or ``make_balanced_reservoir``; its state
+            then lives in this one's. None replays nothing.
         replay_size: R, rows drawn from the reservoir per update.
         replay_weight: None scores replayed and incoming rows in one mean, as published,
             so that R / (R + B) of it is replay; a number in [0, 1] scores each on their
@@ -358,7 +360,7 @@ def lamaml_transform(
         if batch is not None:
             data, memory = _draw(key, memory, batch, batch_mask, remember, draw_options)
         else:
-            num_steps, _ = checks.check_support(support, support_mask)
+            *_, num_steps = checks.check_support(support, support_mask)
             checks.check_equal("support", num_steps, "inner_steps", inner_steps)
             loss_key = key if loss_takes_key else None
             data = _Data(

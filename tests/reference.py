@@ -7,7 +7,7 @@ A problem is three functions of weights and a batch: the mean loss over valid ro
 gradient, and its Hessian times a direction.
 """
 
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 import numpy as np
 
@@ -315,6 +315,36 @@ def reservoir_insert(stored, num_seen, capacity, rows, draws, mask):
         elif draw < capacity:
             stored[draw] = row
     return stored, num_seen
+
+
+def balanced_insert(stored, seen, full, capacity, rows, labels, mask, draw_fn):
+    """Offers rows one by one to a class-balancing reservoir; changes its arguments.
+
+    ``stored`` is a list of pairs (row, class), ``seen`` a count of each class, ``full``
+    a set of classes. ``draw_fn(i, limit)`` is the number drawn by row i.
+    """
+    for i, (row, label, valid) in enumerate(zip(rows, labels, mask, strict=True)):
+        if not valid or not 0 <= label < len(seen):
+            continue
+        seen[label] += 1
+        if len(stored) < capacity:
+            stored.append((row, label))
+        elif label in full:
+            own = [slot for slot, (_, other) in enumerate(stored) if other == label]
+            draw = draw_fn(i, seen[label])
+            if draw < len(own):
+                stored[own[draw]] = (row, label)
+        else:
+            most = largest_classes(stored)
+            slots = [slot for slot, (_, other) in enumerate(stored) if other in most]
+            stored[slots[draw_fn(i, len(slots)) % len(slots)]] = (row, label)
+        if len(stored) == capacity:
+            full |= largest_classes(stored)
+
+
+def largest_classes(stored):
+    counts = Counter(label for _, label in stored)
+    return {label for label, n in counts.items() if n == max(counts.values())}
 
 
 def reservoir_draw_limit(n, acceptance):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lamaml_jax as lm
 from lamaml_jax import batching
 
 
@@ -82,11 +83,30 @@ def test_the_order_is_uniform(masked):
     assert np.all(np.abs(counts - num_keys / 24) < 5 * error)
 
 
-def test_more_steps_than_rows_is_an_error(key):
-    with pytest.raises(
-        ValueError, match="inner_steps: expected at most the 4 rows of batch, received"
-    ):
-        batching.split_support(key, rows_of(4), None, 5)
+@pytest.mark.parametrize("num_valid", [1, 3])
+def test_more_steps_than_rows_leave_the_last_steps_empty(key, num_valid):
+    """A last batch may be shorter than K; a step without a valid row does nothing."""
+    mask = jnp.arange(3) < num_valid
+    support, support_mask, rows, row_mask = batching.split_support(
+        key, rows_of(3), mask, 5
+    )
+    assert support["x"].shape == (5, 1, 2)
+    np.testing.assert_array_equal(support_mask[:, 0], np.arange(5) < num_valid)
+    np.testing.assert_array_equal(row_mask, np.arange(3) < num_valid)
+    np.testing.assert_array_equal(support["id"][:3, 0], rows["id"])
+    np.testing.assert_array_equal(support["id"][3:, 0], [rows["id"][-1]] * 2)
+
+
+def test_a_step_without_rows_leaves_the_weights():
+    """One row in three steps is one row in one step, whatever K says."""
+    loss_fn = lambda w, rows: (w - rows) ** 2
+    support, mask, _, _ = batching.split_support(
+        jax.random.key(1), jnp.array([3.0]), None, 3
+    )
+    last, trace = lm.adapt(loss_fn, jnp.float32(1), jnp.float32(0.1), support, mask)
+    once, _ = lm.adapt(loss_fn, jnp.float32(1), jnp.float32(0.1), support[:1], mask[:1])
+    assert last == once
+    np.testing.assert_array_equal(trace.losses[1:], [0, 0])
 
 
 @pytest.mark.parametrize(
@@ -124,3 +144,21 @@ def test_missing_replayed_rows_repeat_an_incoming_one_and_are_masked():
     np.testing.assert_array_equal(query["id"], [100, 5, 5, 5, 6])
     assert jnp.isfinite(query["x"]).all()
     np.testing.assert_array_equal(query_mask, [True, False, False, True, False])
+
+
+@pytest.mark.parametrize(
+    ("replay_mask", "batch_mask", "error", "message"),
+    [
+        (jnp.ones(2, bool), None, ValueError, r"replay_mask: expected shape \(3,\)"),
+        (jnp.ones(3), None, TypeError, "replay_mask: expected a boolean array"),
+        (
+            jnp.ones(3, bool),
+            jnp.ones(3, bool),
+            ValueError,
+            r"batch_mask: expected shape \(2,\)",
+        ),
+    ],
+)
+def test_wrong_masks_of_a_query_are_errors(replay_mask, batch_mask, error, message):
+    with pytest.raises(error, match=message):
+        batching.join_replay(rows_of(3), replay_mask, rows_of(2), batch_mask)

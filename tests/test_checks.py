@@ -545,11 +545,6 @@ MISTAKES = {
         ValueError,
         "support: expected leading axis 3 (inner_steps), received 2",
     ),
-    "more inner steps than rows": (
-        lambda: transform_update(batch=BATCH, key=KEY, options={"inner_steps": 5}),
-        ValueError,
-        "inner_steps: expected at most the 4 rows of batch, received 5",
-    ),
     "shape of batch_mask": (
         lambda: transform_update(batch=BATCH, key=KEY, batch_mask=jnp.ones(3, bool)),
         ValueError,

@@ -196,8 +196,6 @@ def test_wrong_arguments_are_named():
         learner.observe(key, state, batch, jnp.ones(3, bool))
     with pytest.raises(TypeError, match="batch_mask: expected a boolean"):
         learner.observe(key, state, batch, jnp.ones(B))
-    with pytest.raises(ValueError, match=r"inner_steps: .*1 rows of batch"):
-        learner.observe(key, state, make_rows(1.0, 1))
     batches = make_rows(1.0, 3, B)
     with pytest.raises(ValueError, match=r"masks: expected shape \(3, 4\)"):
         lm.observe_stream(learner, key, state, batches, jnp.ones(3, bool))

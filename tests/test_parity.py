@@ -1,4 +1,4 @@
-"""Replays the authors' stored updates, number for number."""
+"""Replays stored updates, the authors' and our own, number for number."""
 
 import functools
 import json
@@ -7,25 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import own_updates
 import pytest
 import stored_updates as su
 from parity import assert_close, assert_predictions_close
 
 import lamaml_jax as lm
 
-if not su.FOLDER.is_dir():
-    pytest.skip("needs the stored updates (LAMAML_FIXTURES)", allow_module_level=True)
-
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 FAMILIES = ("lamaml", "cifar", "cifarmlp")
-FILES = [path for family in FAMILIES for path in su.paths(family)]
+LOADERS = {
+    path.stem: functools.partial(su.load, path)
+    for family in FAMILIES
+    for path in su.paths(family)
+} | own_updates.cases("lamaml")
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+@pytest.fixture(params=LOADERS)
 def stored(request):
     """One file, and the floating type it was recorded in."""
-    content = su.load(request.param)
+    content = LOADERS[request.param]()
     with jax.enable_x64(content.meta["dtype"] == "f64"):
         yield content
 
@@ -123,6 +125,7 @@ def recorded_norms(stored, m):
     return {int(half): norm for half, norm in zip(halves, norms, strict=True)}
 
 
+@su.needs_folder
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folder_holds_the_family(family):
     assert su.paths(family), f"no {family}_*.npz in the folder of stored updates"
@@ -212,7 +215,7 @@ def rule_arguments(stored):
 def rates_of(stored):
     args = stored.meta["args"]
     return {
-        "step_size_init": args["alpha_init"],
+        "step_size_init": su.leaves(stored, "init/alpha"),
         "eta": args["opt_lr"],
         "weight_rate": args["opt_wt"],
         "max_norm": args["grad_clip_norm"],

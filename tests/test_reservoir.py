@@ -14,7 +14,7 @@ import reference
 from hlo import copies_in_loops
 
 import lamaml_jax as lm
-from lamaml_jax.reservoir import _last_writer
+from lamaml_jax.slots import last_writer
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "strict_dtypes")
 
@@ -186,7 +186,7 @@ def test_last_write_to_a_slot_wins():
 def test_no_slot_is_written_twice_by_one_scatter():
     """JAX leaves the order of repeated indices open; on the CPU none would show."""
     slots = jnp.array([2, 0, 2, 5, 0, 5, 1], jnp.int32)
-    order, targets = _last_writer(slots, 5)
+    order, targets = last_writer(slots, 5)
     written = {int(t): int(i) for i, t in zip(order, targets, strict=True) if t < 5}
     assert written == {0: 4, 1: 6, 2: 2}
     assert sum(int(t) < 5 for t in targets) == len(written)
@@ -306,6 +306,45 @@ def test_rows_keep_their_dtype(key, dtype):
     np.testing.assert_array_equal(rows, jnp.ones((4, 3), dtype))
 
 
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_dtypes_of_the_example_are_taken_as_jax_takes_them(key, is_wide):
+    """A row of a numpy data set is int64 or float64, and so are the rows to come."""
+    with jax.enable_x64(is_wide):
+        reservoir = lm.make_reservoir(3, {"y": np.arange(5)[0], "x": np.zeros(2)})
+        rows = {"y": np.arange(3), "x": np.ones((3, 2))}
+        state = reservoir.add(jax.random.key(0), reservoir.init(), rows)
+        assert state.rows["y"].dtype == jnp.result_type(int)
+        assert state.rows["x"].dtype == jnp.result_type(float)
+        np.testing.assert_array_equal(state.rows["y"], rows["y"])
+
+
+def test_keys_are_stored_as_rows(key):
+    rows = jax.random.split(key, 3)
+    reservoir = lm.make_reservoir(2, jax.ShapeDtypeStruct((), rows.dtype))
+    state = reservoir.insert(reservoir.init(), rows, jnp.array([0, 0, 1], jnp.int32))
+    old, _, state = reservoir.sample_and_add(key, key, state, 3, rows)
+    assert old.dtype == rows.dtype
+    assert state.rows.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        np.str_("a"),
+        np.array([b"a"]),
+        np.array(["a"], np.dtypes.StringDType()),
+        np.array([object()]),
+        np.array(["2020-01-01"], "datetime64[D]"),
+    ],
+    ids=lambda word: str(word.dtype),
+)
+def test_an_example_that_jax_has_no_arrays_for_is_refused(word):
+    with pytest.raises(
+        TypeError, match=r"example\['x'\]: expected a dtype of jax arra"
+    ):
+        lm.make_reservoir(3, {"x": word})
+
+
 def test_an_array_serves_as_example_row(key):
     reservoir = lm.make_reservoir(2, {"x": np.zeros(3, np.float32)})
     assert reservoir.init().rows["x"].shape == (2, 3)
@@ -340,6 +379,46 @@ def test_scan_equals_a_loop_and_vmap_equals_single_runs():
         jax.tree.map(
             lambda x, y, i=i: np.testing.assert_array_equal(x[i], y), batched, expected
         )
+
+
+# Equality ---------------------------------------------------------------------------
+
+
+def test_equal_arguments_make_equal_reservoirs():
+    one, same = (
+        lm.make_reservoir(3, {"x": np.zeros(2), "y": np.int64(0)}) for _ in range(2)
+    )
+    assert one is not same
+    assert one == same and hash(one) == hash(same)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "shape", "options"),
+    [
+        (4, (2,), {}),
+        (3, (1,), {}),
+        (3, (2,), {"acceptance": "published"}),
+        (3, (2,), {"replace": False}),
+    ],
+)
+def test_other_arguments_make_another_reservoir(capacity, shape, options):
+    one = lm.make_reservoir(3, jax.ShapeDtypeStruct((2,), jnp.float32))
+    example = jax.ShapeDtypeStruct(shape, jnp.float32)
+    assert one != lm.make_reservoir(capacity, example, **options)
+
+
+def test_an_equal_reservoir_is_not_compiled_again(key):
+    traces = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(reservoir, key, state):
+        traces.append(None)
+        return reservoir.add(key, state, jnp.arange(2, dtype=jnp.int32))
+
+    for _ in range(3):
+        reservoir = lm.make_reservoir(3, NUMBER)
+        step(reservoir, key, reservoir.init())
+    assert len(traces) == 1
 
 
 # In-place writes --------------------------------------------------------------------

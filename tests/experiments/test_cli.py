@@ -91,7 +91,10 @@ MISTAKES = {
     "no capacity": (["--capacity", "0"], "capacity: expected 1 to"),
     "huge capacity": (["--capacity", "2000000000"], "capacity: 2000000000 rows"),
     "huge replay": (["--replay-size", "1000000000"], "replay_size: expected 1 to 100"),
-    "K above B": (["--inner-steps", "11"], "inner_steps: expected 1 to 10"),
+    "K above B": (
+        ["--inner-steps", "11"],
+        "inner_steps: expected 1 to 10 (batch_size), received 11",
+    ),
     "NaN rate": (["--step-size-init", "nan"], "step_size_init: expected a finite"),
     "quantity of another method": (
         ["-m", "online", "--step-size-init", "0.1"],
