@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments import costs, tables
 from experiments.rows import Row, Spread
 from experiments.styles import NAMES
 
@@ -24,7 +25,7 @@ _COLUMNS = ("rotations", "permutations", "many", "cifar100", "tinyimagenet")
 
 
 class Comparison(NamedTuple):
-    """One table: a row per method, a pair of columns per benchmark."""
+    """One table: a row per method, three columns per benchmark."""
 
     title: str
     num_seeds: int
@@ -92,23 +93,31 @@ def _published(row: Row, name: str) -> str:
     return f" [{', '.join(known)}]" if known else ""
 
 
+def _cost(row: Row) -> str:
+    cpu_s = "" if row.cpu_s is None else f"{row.cpu_s:,.{int(row.cpu_s < 10)}f} s"
+    memory = tables.memory_text(row)
+    texts = (tables.gradients_text(row), cpu_s, memory and f"{memory} MB")
+    return ", ".join(filter(None, texts))
+
+
 def table(comparison: Comparison) -> list[list[str]]:
     """Returns the texts of a comparison, its heading first."""
     head = ["method"]
     for benchmark in comparison.benchmarks:
-        head += [f"{benchmark} RA %", f"{benchmark} BTI"]
+        head += [f"{benchmark} RA %", f"{benchmark} BTI", f"{benchmark} cost"]
     lines = [head]
     for label in comparison.labels:
         line = [label]
         for benchmark in comparison.benchmarks:
             row = comparison.cells.get((label, benchmark))
             if row is None:
-                line += ["", ""]
+                line += ["", "", ""]
                 continue
             usual = row.num_used == comparison.num_seeds
             count = "" if usual else f" ({row.num_used})"
             for spread, name in zip(row.spreads[:2], ("ra", "bti"), strict=True):
                 line.append(_text(spread, count) + _published(row, name))
+            line.append(_cost(row))
         lines.append(line)
     return lines
 
@@ -117,7 +126,10 @@ NOTE = (
     "Mean ± sample standard deviation (number of seeds, where it differs) [figures of "
     "others: the authors' code, their figures, the paper]. RA: accuracy over all tasks "
     "at the end, percent; BTI: its change since each task was learnt, percentage "
-    "points."
+    "points. Cost: gradient evaluations per row of the stream (each a pass forward and "
+    "one backward of one row; replayed rows, glances and epochs included, a Hessian's "
+    "product with a vector as two), processor seconds of training per seed, and the "
+    "rows and logits kept."
 )
 
 
@@ -144,10 +156,12 @@ def comma_separated(rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     head = ["table", "benchmark", "method", "ra_mean", "ra_sd", "bti_mean", "bti_sd"]
-    writer.writerow([*head, "num_seeds", "others_ra", "others_bti", "others_source"])
+    head += ["num_seeds", "others_ra", "others_bti", "others_source"]
+    head += [costs.GRADIENT_EVALUATIONS, costs.MEMORY_BYTES, "train_cpu_s_per_seed"]
+    writer.writerow(head)
 
     def known(value):
-        return "" if np.isnan(value) else repr(float(value))
+        return "" if value is None or np.isnan(value) else repr(float(value))
 
     for row in rows:
         spreads = [known(value) for pair in row.spreads[:2] for value in pair]
@@ -162,6 +176,9 @@ def comma_separated(rows: Sequence[Row]) -> str:
                 "; ".join(known(other.ra) for other in others),
                 "; ".join(known(other.bti) for other in others),
                 "; ".join(other.source for other in others),
+                known(row.gradient_evaluations),
+                row.memory_bytes,
+                known(row.cpu_s),
             ]
         )
     return buffer.getvalue()

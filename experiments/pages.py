@@ -42,6 +42,7 @@ def page(
     tables: Sequence[tuple[str, Sequence[Sequence[str]]]],
     figures: Sequence[Path],
     notes: Sequence[str],
+    opening: Path | None = None,
 ) -> str:
     """Puts tables and figures into one page.
 
@@ -49,17 +50,20 @@ def page(
         tables: title and lines of cells of each, the heading first.
         figures: PNG files, captioned with their names.
         notes: sentences that stand below the tables.
+        opening: one of the figures, shown before the tables instead.
 
     Returns:
         HTML; everything that is given is escaped.
     """
-    parts = [
+    picture = lambda path: _picture(path, path.stem.replace("_", ": "))
+    parts = [] if opening is None else [picture(opening)]
+    parts += [
         f"<h2>{html.escape(title)}</h2>\n{_table(lines)}" for title, lines in tables
     ]
     parts += [f"<p class='note'>{html.escape(note)}</p>\n" for note in notes]
     if figures:
         parts.append("<h2>Figures</h2>\n")
-    parts += [_picture(path, path.stem.replace("_", ": ")) for path in figures]
+    parts += [picture(path) for path in figures if path != opening]
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<title>lamaml_jax: results</title>"

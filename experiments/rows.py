@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import published, run_folder, styles
+from experiments import costs, published, run_folder, styles
 from experiments.figures import Entry
 from experiments.run_folder import METRICS, Run
 
@@ -48,6 +48,10 @@ class Row(NamedTuple):
     """Seeds that have a result."""
     cpu_s: float | None
     """Processor time of training per seed, seconds."""
+    gradient_evaluations: float | None
+    """Per row of the stream, as ``methods.cost.Cost`` counts them."""
+    memory_bytes: int | None
+    """Rows kept, and logits kept with them."""
     entry: Entry
 
 
@@ -116,6 +120,8 @@ def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
         percent[1:] = [np.full_like(percent[0], np.nan)] * 3
     label = f"{name} ({suffix})" if suffix else name
     missing = "" if used.all() else f" [{used.sum()} of {used.size} seeds]"
+    cost = run.summary.get("cost") or costs.derive(run.config)
+    evaluations = cost.get(costs.GRADIENT_EVALUATIONS)
     entry = Entry(
         label + missing,
         method,
@@ -127,10 +133,21 @@ def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
         {name: run.arrays[name] for name in _SHARED if name in run.arrays}
         | {name: run.arrays[name][used] for name in _BY_SEED if name in run.arrays},
         tuple(run.summary.get("step_size_leaves", ())),
+        evaluations,
     )
     cpu_s = run.summary["timing"].get("train_cpu_s_per_seed")
     spreads = tuple(map(spread, percent))
-    return Row(benchmark, label, run, spreads, int(used.sum()), cpu_s, entry)
+    return Row(
+        benchmark,
+        label,
+        run,
+        spreads,
+        int(used.sum()),
+        cpu_s,
+        evaluations,
+        cost.get(costs.MEMORY_BYTES),
+        entry,
+    )
 
 
 def protocol(config: dict[str, Any]) -> str:

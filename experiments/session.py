@@ -21,6 +21,7 @@ import lamaml_jax as lm
 from experiments import benchmarks, placement, run_folder, runner
 from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.config import RunConfig, config_record, num_meta_updates
+from experiments.costs import cost_record
 from experiments.data import sources
 from experiments.history import (
     History,
@@ -227,6 +228,8 @@ def _finish(
     summary = _summary(
         arrays["accuracy"], arrays["initial_accuracy"], diverged, config, timing
     )
+    if cost := cost_record(config, inputs.form):
+        summary["cost"] = cost
     if "step_size_quantiles" in arrays:
         summary["step_size_leaves"] = runner.leaf_names(program)
     run_folder.finish(part.folder, arrays, summary)

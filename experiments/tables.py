@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments import published, run_folder
+from experiments import costs, published, run_folder
 from experiments.rows import Row
 
 _AUTHORS = "authors' "
@@ -47,10 +47,25 @@ def _authors(row: Row, name: str) -> str:
     return ", ".join(texts)
 
 
+def gradients_text(row: Row) -> str:
+    """Gradient evaluations per row of the stream to three digits; "" if not known."""
+    if row.gradient_evaluations is None:
+        return ""
+    return f"{float(f'{row.gradient_evaluations:.3g}'):g}"
+
+
+def memory_text(row: Row) -> str:
+    """Rows and logits kept, in units of 10^6 bytes, to two digits; "" if not known."""
+    if row.memory_bytes is None:
+        return ""
+    return f"{float(f'{row.memory_bytes / 1e6:.2g}'):g}"
+
+
 def lines(rows: Sequence[Row]) -> list[list[str]]:
     """Rounded figures beside the published ones, settings, remarks; heading first."""
     head = ["benchmark", "method", "RA %", *_HEADINGS[1:], "seeds", "authors' RA %"]
-    head += ["authors' BTI", "capacity", "glances", "train CPU s per seed", "remark"]
+    head += ["authors' BTI", "capacity", "glances", "gradients per row"]
+    head += ["memory MB", "train CPU s per seed", "remark"]
     found = [head]
     for row in rows:
         config = row.run.config
@@ -58,7 +73,8 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
         cpu = "" if row.cpu_s is None else f"{row.cpu_s:.1f}"
         others = [_authors(row, "ra"), _authors(row, "bti")]
         cells = [row.benchmark, row.label, *map(str, row.spreads), str(row.num_used)]
-        found.append([*cells, *others, *settings, cpu, _remark(row)])
+        asked = [gradients_text(row), memory_text(row), cpu]
+        found.append([*cells, *others, *settings, *asked, _remark(row)])
     return found
 
 
@@ -66,14 +82,17 @@ NOTE = (
     "Mean ± sample standard deviation over seeds. RA: accuracy over all tasks at the "
     "end; BTI: its change since each task was learnt, divided by the number of tasks; "
     "LA: accuracy right after learning; FWT: gain on a task before learning it, over "
-    "the untrained model. BTI and FWT in percentage points."
+    "the untrained model. BTI and FWT in percentage points. Gradients per row: "
+    "gradient evaluations (a forward and a backward pass of one row) per row of the "
+    "stream, replayed rows, glances and epochs included; a Hessian's product with a "
+    "vector counts two. Memory: rows and logits that the method keeps."
 )
 
 
 def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:
     """The table of ``lines``, what its columns mean, and what is not in it."""
     head, *body = lines(rows)
-    rule = ["---"] * 2 + ["---:"] * 5 + ["---"] * 2 + ["---:"] * 3 + ["---"]
+    rule = ["---"] * 2 + ["---:"] * 5 + ["---"] * 2 + ["---:"] * 5 + ["---"]
     text = "".join(
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n"
         for line in [head, rule, *body]
@@ -90,6 +109,7 @@ def comma_separated(rows: Sequence[Row]) -> str:
     head = [f"{name}_{part}" for name in short for part in ("mean", "sd")]
     head = ["benchmark", "method", "label", *head, "num_seeds", "diverged_seeds"]
     head += ["authors_ra", "authors_bti", "authors_source", "capacity", "glances"]
+    head += [costs.GRADIENT_EVALUATIONS, costs.MEMORY_BYTES]
     writer.writerow([*head, "train_cpu_s_per_seed", "folder"])
 
     def known(value):
@@ -105,6 +125,7 @@ def comma_separated(rows: Sequence[Row]) -> str:
         cells += [known(p.bti) for p in authors] or [""]
         cells += [p.source for p in authors] or [""]
         cells += [config.get("capacity", ""), config.get("glances", "")]
+        cells += [known(row.gradient_evaluations), row.memory_bytes]
         writer.writerow([*cells, known(row.cpu_s), str(row.run.folder)])
     return buffer.getvalue()
 
@@ -115,7 +136,8 @@ def show(rows: Sequence[Row], skipped: Sequence[str], console: Console) -> None:
         table = Table(title=benchmark, box=None, pad_edge=False, collapse_padding=True)
         table.width = _TABLE_WIDTH if console.width < _TABLE_WIDTH else None
         table.add_column("method", overflow="fold")
-        headings = ("RA %", *_HEADINGS[1:], "n", "authors'\nRA / BTI", "CPU s")
+        headings = ("RA %", *_HEADINGS[1:], "n", "authors'\nRA / BTI")
+        headings += ("grads\n/ row", "CPU s")
         for name in headings:
             table.add_column(name, justify="right", no_wrap=True)
         part = [row for row in rows if row.benchmark == benchmark]
@@ -126,6 +148,7 @@ def show(rows: Sequence[Row], skipped: Sequence[str], console: Console) -> None:
             total = row.run.seeds.size
             count = f"{row.num_used}" + (f"/{total}" if row.num_used < total else "")
             cells = [*map(str, row.spreads), count, text.replace("nan", "n/a"), cpu]
+            cells.insert(-1, gradients_text(row))
             table.add_row(escape(row.label), *cells)
         console.print(table, crop=False)
         for row in part:

@@ -52,9 +52,17 @@ class TrainFns(NamedTuple):
     of the tasks' losses."""
 
 
-def _make_problem(
-    config: RunConfig, form: DataForm, apply_fn: Callable[..., jax.Array]
+def make_problem(
+    config: RunConfig, form: DataForm, apply_fn: Callable[..., jax.Array] | None = None
 ) -> Problem:
+    """Describes a benchmark to a method.
+
+    Args:
+        config: what to run.
+        form: sizes of the data.
+        apply_fn: ``(weights, images [B, ...]) -> logits [B, Y]``; None for a problem of
+            which only the sizes are read.
+    """
     benchmark = config.benchmark
     classes_per_task = benchmark.classes_per_task
     example = {
@@ -195,7 +203,7 @@ def make_train(
     def apply_fn(weights, images):
         return model.apply(weights, spread_rows(images, devices_per_seed))
 
-    problem = _make_problem(config, form, apply_fn)
+    problem = make_problem(config, form, apply_fn)
     learner = methods.make_learner(config.method, problem, hyper)
     make_scores = methods.METHODS[config.method].make_scores
 

@@ -8,6 +8,7 @@ from typing import Any
 from experiments import run_folder
 from experiments.figures.accuracy import bars, curves, evaluated, matrices
 from experiments.figures.common import DPI, RC, WIDTH_IN, Entry
+from experiments.figures.compute import compute
 from experiments.figures.scaling import scaling
 from experiments.figures.training import alignment, probes, step_sizes
 
@@ -18,6 +19,7 @@ __all__ = [
     "Entry",
     "alignment",
     "bars",
+    "compute",
     "curves",
     "evaluated",
     "matrices",
@@ -35,6 +37,7 @@ KINDS: dict[str, Callable[[str, Sequence[Entry]], Any | None]] = {
     "probes": probes,
     "step-sizes": step_sizes,
     "alignment": alignment,
+    "compute": compute,
 }
 """A kind returns None where no run has what it shows."""
 

@@ -48,6 +48,8 @@ class Entry(NamedTuple):
     ``step_size_quantiles``, ``task_alignment``, ``alignment_after``."""
     leaves: tuple[str, ...] = ()
     """Names of the leaves that have step sizes."""
+    gradient_evaluations: float | None = None
+    """Per row of the stream, as ``methods.cost.Cost`` counts them."""
 
     @property
     def style(self) -> Style:

@@ -20,6 +20,7 @@ from experiments.methods import (
     metabgd,
     replay,
 )
+from experiments.methods.cost import Cost
 from experiments.methods.problem import Problem
 
 
@@ -27,6 +28,9 @@ class Method(NamedTuple):
     """How a method is built, and what it asks of a benchmark."""
 
     make: Callable[[Problem, Hyperparameters], lm.Learner]
+    cost: Callable[[Problem, Hyperparameters], Cost] | None = None
+    """Counts what it asks for; of the problem it reads sizes only. Tables have no cost
+    of a method without it."""
     needs_tasks: bool = False
     """The learner reads task ids or ends of tasks."""
     needs_own_classes: bool = False
@@ -40,27 +44,28 @@ class Method(NamedTuple):
 
 
 METHODS: dict[str, Method] = {
-    "lamaml": Method(lookahead.lamaml),
-    "sync": Method(lookahead.sync),
-    "cmaml": Method(lookahead.cmaml),
-    "la_er": Method(la_er.la_er),
-    "vrmcl": Method(lookahead.vrmcl),
-    "oml": Method(lookahead.oml),
-    "er": Method(replay.er),
-    "derpp": Method(derpp.derpp),
-    "mer": Method(mer.mer),
-    "gem": Method(episodic.gem, needs_tasks=True),
-    "agem": Method(episodic.agem, needs_tasks=True),
+    "lamaml": Method(lookahead.lamaml, lookahead.cost),
+    "sync": Method(lookahead.sync, lookahead.cost),
+    "cmaml": Method(lookahead.cmaml, lookahead.cost),
+    "la_er": Method(la_er.la_er, la_er.cost),
+    "vrmcl": Method(lookahead.vrmcl, lookahead.vrmcl_cost),
+    "oml": Method(lookahead.oml, lookahead.cost),
+    "er": Method(replay.er, replay.cost),
+    "derpp": Method(derpp.derpp, derpp.cost),
+    "mer": Method(mer.mer, mer.cost),
+    "gem": Method(episodic.gem, episodic.cost, needs_tasks=True),
+    "agem": Method(episodic.agem, episodic.cost, needs_tasks=True),
     "icarl": Method(
         icarl.icarl,
+        icarl.cost,
         needs_tasks=True,
         needs_own_classes=True,
         make_scores=icarl.icarl_scores,
     ),
-    "ewc": Method(ewc.ewc, needs_tasks=True),
-    "metabgd": Method(metabgd.metabgd),
-    "online": Method(replay.online),
-    "iid": Method(replay.iid, mixes_tasks=True),
+    "ewc": Method(ewc.ewc, ewc.cost, needs_tasks=True),
+    "metabgd": Method(metabgd.metabgd, metabgd.cost),
+    "online": Method(replay.online, replay.cost),
+    "iid": Method(replay.iid, replay.cost, mixes_tasks=True),
 }
 
 

@@ -8,6 +8,7 @@ import optax
 
 import lamaml_jax as lm
 from experiments.hyperparameters import Hyperparameters
+from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
 from experiments.methods.problem import Problem
 from experiments.methods.replay import SgdState
@@ -56,6 +57,20 @@ def der_loss(problem: Problem, hyper: Hyperparameters):
     return fn
 
 
+def _example(problem: Problem) -> dict[str, jax.ShapeDtypeStruct]:
+    logits = jax.ShapeDtypeStruct((problem.num_classes,), jnp.float32)
+    return problem.example | {"logits": logits}
+
+
+def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+    """Counts a gradient of the batch and both draws per glance, and the reservoir."""
+    rows = hyper.batch_size + 2 * (hyper.replay_size or 0)
+    return Cost(
+        updates_per_row(hyper) * rows,
+        (hyper.capacity or 0) * bytes_of(_example(problem)),
+    )
+
+
 def derpp(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     """DER++: two independent replay draws, one for logits and one for labels.
 
@@ -66,10 +81,9 @@ def derpp(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Buzzega et al. 2020, arXiv:2004.07211, equation 6.
     """
-    example = problem.example | {
-        "logits": jax.ShapeDtypeStruct((problem.num_classes,), jnp.float32)
-    }
-    reservoir = lm.make_reservoir(hyper.capacity, example, acceptance=hyper.acceptance)
+    reservoir = lm.make_reservoir(
+        hyper.capacity, _example(problem), acceptance=hyper.acceptance
+    )
     tx = clipped_sgd(hyper)
     value_and_grad = jax.value_and_grad(der_loss(problem, hyper), has_aux=True)
 

@@ -11,6 +11,7 @@ import optax
 import lamaml_jax as lm
 from experiments.errors import UserError
 from experiments.hyperparameters import Hyperparameters, check_given
+from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.problem import Problem
 from experiments.methods.projection import end_of, project, project_on_mean
 from experiments.methods.ring import RingMemory, init_memory, store
@@ -217,6 +218,17 @@ def _learner(problem: Problem, hyper: Hyperparameters, start, update) -> lm.Lear
         return EpisodicState(weights, memory), info
 
     return lm.Learner(init, observe)
+
+
+def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+    """Counts gradients of the batch and of every past task's memory, per glance."""
+    per_task = hyper.memory_per_task or 0
+    # There are (T - 1) / 2 past tasks on average over the stream.
+    rows = hyper.batch_size + per_task * (problem.num_tasks - 1) / 2
+    return Cost(
+        updates_per_row(hyper) * rows,
+        problem.num_tasks * per_task * bytes_of(problem.example),
+    )
 
 
 def gem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:

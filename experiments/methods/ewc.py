@@ -9,6 +9,7 @@ import optax
 import lamaml_jax as lm
 from experiments.errors import UserError
 from experiments.hyperparameters import Hyperparameters, check_given
+from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
 from experiments.methods.problem import Problem
 
@@ -119,6 +120,15 @@ def _push(state: EwcState, batch: lm.Batch, mask: lm.Mask) -> EwcState:
         lambda old, new: old.at[slots].set(new, mode="drop"), state.rows, batch
     )
     return state._replace(rows=rows, num_rows=state.num_rows + place[-1])
+
+
+def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+    """Counts a gradient of the batch per glance, and the rows of the Fisher matrix."""
+    rows = hyper.fisher_rows or 0
+    return Cost(
+        updates_per_row(hyper) * hyper.batch_size + rows / problem.rows_per_task,
+        rows * bytes_of(problem.example),
+    )
 
 
 def ewc(problem: Problem, hyper: Hyperparameters) -> lm.Learner:

@@ -11,6 +11,7 @@ import lamaml_jax as lm
 from experiments.errors import UserError
 from experiments.hyperparameters import Hyperparameters
 from experiments.methods import exemplars
+from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
 from experiments.methods.exemplars import Exemplars, TaskRows
 from experiments.methods.problem import Problem
@@ -77,6 +78,23 @@ def _check(problem: Problem, hyper: Hyperparameters) -> None:
         raise UserError(
             f"rows_per_task: expected at least 1, received {problem.rows_per_task}"
         )
+
+
+def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+    """Counts gradients of the batch and of an exemplar of every past class, per glance.
+
+    Kept are exemplars with ranks and logits, and all rows of the current task.
+    """
+    # There are (T - 1) / 2 past tasks on average over the stream.
+    past = (problem.classes_per_task or 0) * (problem.num_tasks - 1) / 2
+    row = {name: problem.example[name] for name in ("image", "label")}
+    rank = jax.ShapeDtypeStruct((), jnp.int32)
+    logits = jax.ShapeDtypeStruct((problem.num_classes,), jnp.float32)
+    kept = (hyper.capacity or 0) * bytes_of((row, rank, logits))
+    return Cost(
+        updates_per_row(hyper) * (hyper.batch_size + past),
+        kept + problem.rows_per_task * bytes_of(row),
+    )
 
 
 def icarl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:

@@ -9,6 +9,13 @@ import optax
 
 import lamaml_jax as lm
 from experiments.hyperparameters import Hyperparameters
+from experiments.methods.cost import (
+    Cost,
+    bytes_of,
+    rows_in_meta_gradient,
+    rows_in_query,
+    updates_per_row,
+)
 from experiments.methods.problem import Problem
 
 
@@ -80,6 +87,19 @@ def make_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> tuple[Any, Callab
         return optax.apply_updates(weights, moves), rule_state, info
 
     return rule, update
+
+
+def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+    """Counts a meta-gradient and a gradient of the query per glance, and the reservoir.
+
+    The meta-gradient is that of the last inner step's loss, the gradient that at the
+    slow weights.
+    """
+    rows = rows_in_meta_gradient(hyper, "last") + rows_in_query(hyper)
+    return Cost(
+        updates_per_row(hyper) * rows,
+        (hyper.capacity or 0) * bytes_of(problem.example),
+    )
 
 
 def la_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:

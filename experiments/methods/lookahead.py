@@ -4,6 +4,12 @@ from typing import Any
 
 import lamaml_jax as lm
 from experiments.hyperparameters import Hyperparameters
+from experiments.methods.cost import (
+    Cost,
+    bytes_of,
+    rows_in_meta_gradient,
+    updates_per_row,
+)
 from experiments.methods.problem import Problem
 
 
@@ -21,6 +27,14 @@ def _options(problem: Problem, hyper: Hyperparameters) -> dict[str, Any]:
         ),
         "replay_size": hyper.replay_size,
     }
+
+
+def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+    """Counts a meta-gradient per glance, and the reservoir."""
+    return Cost(
+        updates_per_row(hyper) * rows_in_meta_gradient(hyper),
+        (hyper.capacity or 0) * bytes_of(problem.example),
+    )
 
 
 def lamaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
@@ -67,6 +81,12 @@ def vrmcl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         **_options(problem, hyper),
     )
     return lm.lamaml_learner(tx, glances=hyper.glances)
+
+
+def vrmcl_cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+    """Counts La-MAML's cost, twice for the meta-gradients: at old weights and new."""
+    plain = cost(problem, hyper)
+    return plain._replace(gradient_evaluations=2 * plain.gradient_evaluations)
 
 
 def oml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:

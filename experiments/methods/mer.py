@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import lamaml_jax as lm
 from experiments.errors import UserError
 from experiments.hyperparameters import Hyperparameters, check_given
+from experiments.methods.cost import Cost, bytes_of
 from experiments.methods.problem import Problem
 
 
@@ -129,6 +130,14 @@ def _summary(info: StepInfo, row_masks: jax.Array, mask: lm.Mask) -> MerInfo:
         info.grad_norm[..., 0],
     )
     return MerInfo(*(over_incoming(value, mask) for value in values))
+
+
+def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+    """Counts the incoming and the replayed rows of every round, and the reservoir."""
+    rows = (hyper.rounds or 0) * (1 + (hyper.replay_size or 0))
+    return Cost(
+        float(hyper.epochs * rows), (hyper.capacity or 0) * bytes_of(problem.example)
+    )
 
 
 def mer(problem: Problem, hyper: Hyperparameters) -> lm.Learner:

@@ -11,6 +11,12 @@ from jax.flatten_util import ravel_pytree
 import lamaml_jax as lm
 from experiments.errors import UserError
 from experiments.hyperparameters import Hyperparameters, check_given
+from experiments.methods.cost import (
+    Cost,
+    bytes_of,
+    rows_in_meta_gradient,
+    updates_per_row,
+)
 from experiments.methods.descent import clip_by_norm
 from experiments.methods.problem import Problem
 
@@ -135,6 +141,15 @@ def _check(hyper: Hyperparameters) -> None:
     if hyper.mc_samples is None or hyper.mc_samples < 1:
         raise UserError(f"mc_samples: expected at least 1, received {hyper.mc_samples}")
     check_given(hyper, "std_init", "mean_learning_rate")
+
+
+def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+    """Counts a meta-gradient per draw and glance, and the reservoir."""
+    draws = hyper.mc_samples or 0
+    return Cost(
+        updates_per_row(hyper) * draws * rows_in_meta_gradient(hyper),
+        (hyper.capacity or 0) * bytes_of(problem.example),
+    )
 
 
 def metabgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:

@@ -9,6 +9,12 @@ import optax
 
 import lamaml_jax as lm
 from experiments.hyperparameters import Hyperparameters
+from experiments.methods.cost import (
+    Cost,
+    bytes_of,
+    rows_in_query,
+    updates_per_row,
+)
 from experiments.methods.descent import clipped_sgd
 from experiments.methods.problem import Problem
 
@@ -106,6 +112,14 @@ def _sgd_learner(
         return jax.lax.scan(glance, state, (keys, is_last))
 
     return lm.Learner(init, observe)
+
+
+def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+    """Counts a gradient of incoming and replayed rows per glance, and the reservoir."""
+    return Cost(
+        updates_per_row(hyper) * rows_in_query(hyper),
+        (hyper.capacity or 0) * bytes_of(problem.example),
+    )
 
 
 def er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:

@@ -3,6 +3,7 @@
 import enum
 import io
 import json
+import math
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -244,6 +245,12 @@ def _read_summary(
         raise _bad(
             folder, layout.SUMMARY, f"has no name for each step size leaf: {leaves!r}"
         )
+    cost = summary.get("cost", {})
+    if not isinstance(cost, dict) or not all(
+        isinstance(value, int | float) and 0 <= value < math.inf
+        for value in cost.values()
+    ):
+        raise _bad(folder, layout.SUMMARY, f"has no valid cost: {cost!r}")
     if not isinstance(timing, dict):
         raise _bad(folder, layout.SUMMARY, f"has no valid timing: {timing!r}")
     return summary

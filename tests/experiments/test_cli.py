@@ -45,6 +45,12 @@ def test_run_makes_results_table_and_figures(tmp_path):
     assert "La-MAML" in done.stdout
     summary = json.loads((tmp_path / "out/lamaml/summary.json").read_text())
     assert len(summary["retained_accuracy"]) == 2
+    # Five glances of 10 inner rows and 10 queries of 20, per 10 rows; 100 rows of 64
+    # pixels, label and task are kept.
+    assert summary["cost"] == {
+        "gradient_evaluations_per_row": 105,
+        "memory_bytes": 100 * (64 + 2) * 4,
+    }
     environment = json.loads((tmp_path / "out/lamaml/environment.json").read_text())
     assert environment["command"].startswith("python -m experiments run --seeds 2")
     assert environment["device_count"] == os.cpu_count()

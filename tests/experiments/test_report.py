@@ -26,7 +26,9 @@ def example(retained=0.6):
     return accuracy, np.full((3, 2), 0.1, np.float32)
 
 
-def write_run(folder, method="er", accuracy=None, initial=None, lost=(), **config):
+def write_run(
+    folder, method="er", accuracy=None, initial=None, lost=(), cost=None, **config
+):
     accuracy, initial = example() if accuracy is None else (accuracy, initial)
     count, num_tasks = accuracy.shape[:2]
     accuracy = accuracy.copy()
@@ -61,9 +63,17 @@ def write_run(folder, method="er", accuracy=None, initial=None, lost=(), **confi
             "forward_transfer": (before - initial[:, 1:]).mean(1),
             "timing": {"train_cpu_s_per_seed": 12.34},
             "diverged_seeds": [config["seeds"][i] for i in lost],
+            **({} if cost is None else {"cost": cost}),
         },
     )
     return folder
+
+
+def cost_of(evaluations, num_bytes):
+    return {
+        "gradient_evaluations_per_row": evaluations,
+        "memory_bytes": num_bytes,
+    }
 
 
 def make(tmp_path, *folders):
@@ -90,7 +100,7 @@ class TestTable:
         text = files.table_md.read_text()
         expected = "65.0 ± 5.0 | -10.0 ± 5.0 | 75.0 ± 0.0 | 30.0 ± 0.0 | 3 |"
         assert f"| digits-rotations | ER | {expected}" in text
-        assert "| 100 | 5 | 12.3 |" in text
+        assert "| 100 | 5 |  |  | 12.3 |" in text
         line = "ER 65.0 ± 5.0 -10.0 ± 5.0 75.0 ± 0.0 30.0 ± 0.0 3 12.3"
         assert line in " ".join(shown.split())
         (row,) = table_rows(files)
@@ -116,6 +126,16 @@ class TestTable:
         assert "seed 1 diverged; mean over the other 2" in shown
         assert "2/3" in shown
         assert table_rows(files)[0]["diverged_seeds"] == "1"
+
+    def test_a_row_says_what_the_method_costs(self, tmp_path):
+        cost = cost_of(105.04, 628_800)
+        files, shown = make(tmp_path, write_run(tmp_path / "er", cost=cost))
+        assert "| 105 | 0.63 | 12.3 |" in files.table_md.read_text()
+        (row,) = table_rows(files)
+        assert float(row["gradient_evaluations_per_row"]) == 105.04
+        assert int(row["memory_bytes"]) == 628_800
+        assert "30.0 ± 0.0 3 105 12.3" in " ".join(shown.split())
+        assert "| 105, 12 s, 0.63 MB |" in files.comparison_md.read_text()
 
     def test_rows_are_sorted_by_retained_accuracy(self, tmp_path):
         _, initial = example()
@@ -257,7 +277,7 @@ class TestComparison:
             write_run(tmp_path / "d", "er"),
         ]
 
-    def test_methods_are_rows_and_benchmarks_pairs_of_columns(self, tmp_path):
+    def test_methods_are_rows_and_benchmarks_sets_of_columns(self, tmp_path):
         files, _ = make(tmp_path, *self.runs(tmp_path))
         text = files.comparison_md.read_text()
         mnist, digits = (
@@ -265,15 +285,14 @@ class TestComparison:
             text.index("## Digits, 3 seeds\n"),
         )
         lines = text[mnist:digits].splitlines()
-        assert lines[2] == (
-            "| method | mnist-rotations RA % | mnist-rotations BTI | "
-            "mnist-permutations RA % | mnist-permutations BTI |"
-        )
+        names = ("mnist-rotations", "mnist-permutations")
+        heads = [f"{name} RA % | {name} BTI | {name} cost" for name in names]
+        assert lines[2] == f"| method | {' | '.join(heads)} |"
         # RA 40; BTI: 19 of 20 tasks lose 10 points. One seed has no sd.
         assert lines[4:7] == [
-            "| La-MAML | 40.0 ± 0.0 [77.1, 77.4] | -9.5 ± 0.0 [-8.8] |  |  |",
-            "| ER |  |  | 40.0 (1) [66.8] | -9.5 (1) [-17.0] |",
-            "| new |  |  | 40.0 ± 0.0 | -9.5 ± 0.0 |",
+            "| La-MAML | 40.0 ± 0.0 [77.1, 77.4] | -9.5 ± 0.0 [-8.8] | 12 s |  |  |  |",
+            "| ER |  |  |  | 40.0 (1) [66.8] | -9.5 (1) [-17.0] | 12 s |",
+            "| new |  |  |  | 40.0 ± 0.0 | -9.5 ± 0.0 | 12 s |",
         ]
 
     def test_csv_has_a_line_per_method_and_benchmark(self, tmp_path):
@@ -486,6 +505,23 @@ class TestFigures:
         left, right = figures.bars("x", [entry]).axes
         assert len(left.patches) == 1 and len(right.patches) == 0
 
+    def test_compute_shows_accuracy_against_gradients(self):
+        cheap, dear = (
+            self.entry(np.stack([np.full((2, 2), a), np.full((2, 2), a + 0.2)]))
+            for a in (0.5, 0.6)
+        )
+        unknown = cheap
+        cheap = cheap._replace(gradient_evaluations=10.0)
+        dear = dear._replace(gradient_evaluations=105.0, variant=1)
+        (axes,) = figures.compute("x", [cheap, dear, unknown]).axes
+        points = [tuple(bar[0].get_xydata()[0]) for bar in axes.containers]
+        np.testing.assert_allclose(points, [(10, 60), (105, 70)])
+        assert axes.get_xscale() == "log"
+
+    def test_compute_needs_runs_of_different_cost(self):
+        entry = self.entry(np.full((2, 2, 2), 0.5))._replace(gradient_evaluations=5.0)
+        assert figures.compute("x", [entry, entry]) is None
+
     def measured(self, method="lamaml", num_seeds=2):
         """Three tasks; probes at two points of each of the first two."""
         ramp = np.arange(num_seeds)[:, None] / 10
@@ -588,6 +624,23 @@ class TestFigures:
             files.append(figures.write(tmp_path / name, "x", [entry]))
         for first, second in zip(*files, strict=True):
             assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_page_opens_with_the_bars_of_cifar_where_there_are_any(tmp_path):
+    folders = [
+        write_run(tmp_path / "digits"),
+        write_run(tmp_path / "cifar", benchmark="cifar100-split"),
+    ]
+    files, _ = make(tmp_path, *folders)
+    text = files.page.read_text()
+    assert text.count("cifar100-split: bars</figcaption>") == 1
+    first, table = text.index("<figcaption>"), text.index("<table>")
+    assert (
+        text[first:].startswith("<figcaption>cifar100-split: bars<") and first < table
+    )
+    files, _ = make(tmp_path, folders[0])
+    text = files.page.read_text()
+    assert text.index("<table>") < text.index("<figcaption>")
 
 
 def test_importing_the_report_imports_neither_jax_nor_matplotlib():

@@ -289,6 +289,9 @@ def test_a_summary_that_disagrees_with_the_matrix_is_refused(folder, name):
         {"diverged_seeds": [4]},
         {"diverged_seeds": None},
         {"timing": 3},
+        {"cost": [105]},
+        {"cost": {"memory_bytes": "many"}},
+        {"cost": {"gradient_evaluations_per_row": -1}},
     ],
 )
 def test_a_wrong_summary_is_refused(folder, changes):
