@@ -8,7 +8,7 @@ and what was received. Values inside arrays are never looked at.
 import difflib
 import operator
 from collections.abc import Collection
-from typing import Any, NoReturn
+from typing import NoReturn, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,15 @@ import optax
 
 from lamaml_jax import types
 
+_Path: TypeAlias = tuple[types.PyTree, ...]
 
-def is_masked_node(leaf: Any) -> bool:
+
+def is_masked_node(leaf: types.PyTree) -> bool:
     """Tells whether ``leaf`` stands for weights that optax hides from an inner tx."""
     return isinstance(leaf, optax.MaskedNode)
 
 
-def is_function(value: Any) -> bool:
+def is_function(value: types.PyTree) -> bool:
     """Tells a function from a tree of numbers whose container can be called."""
     leaves = jax.tree.leaves(value)
     is_tree = bool(leaves) and all(
@@ -32,12 +34,12 @@ def is_function(value: Any) -> bool:
     return callable(value) and not is_tree
 
 
-def called(value: Any, params: Any) -> Any:
+def called(value: types.PyTree, params: types.PyTree) -> types.PyTree:
     """Returns the tree that ``value`` is, or that it makes of the parameters."""
     return value(params) if is_function(value) else value
 
 
-def is_prefix(tree: Any, like: Any) -> bool:
+def is_prefix(tree: types.PyTree, like: types.PyTree) -> bool:
     """Tells whether ``tree`` is ``like`` with some of its parts replaced by leaves."""
     try:
         jax.tree.map(lambda *_: None, tree, like)
@@ -46,11 +48,11 @@ def is_prefix(tree: Any, like: Any) -> bool:
     return True
 
 
-def _path(name: str, path: tuple[Any, ...]) -> str:
+def _path(name: str, path: _Path) -> str:
     return name + jax.tree_util.keystr(path)
 
 
-def _shape(name: str, value: Any) -> tuple[int, ...]:
+def _shape(name: str, value: types.PyTree) -> tuple[int, ...]:
     """Returns the shape of an array or number; nothing else is taken for one."""
     if hasattr(value, "shape"):
         return tuple(value.shape)
@@ -59,20 +61,20 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
     raise TypeError(f"{name}: expected an array, received {type(value).__name__}")
 
 
-def _describe(leaf: Any) -> str:
+def _describe(leaf: types.PyTree) -> str:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return f"{leaf.dtype}{list(leaf.shape)}"
     return f"{type(leaf).__name__} {leaf!r}"
 
 
-def as_arrays(name: str, tree: Any) -> Any:
+def as_arrays(name: str, tree: types.PyTree) -> types.PyTree:
     """Makes every leaf of ``tree`` a jax array, as ``jax.jit`` does with arguments.
 
     A numpy array cannot be indexed by a traced one, which every function that indexes
     meets when it runs outside jit, or inside it on rows that are closed over.
     """
 
-    def as_array(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+    def as_array(path: _Path, leaf: types.PyTree) -> jax.Array:
         try:
             return jnp.asarray(leaf)
         except TypeError:
@@ -83,7 +85,7 @@ def as_arrays(name: str, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(as_array, tree)
 
 
-def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
+def check_count(name: str, value: types.PyTree, *, minimum: int = 1) -> int:
     """Returns ``value`` as a Python int, which it must be, at least ``minimum``."""
     if isinstance(value, jax.Array | bool):
         raise TypeError(
@@ -103,7 +105,7 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
     return value
 
 
-def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+def check_choice(name: str, value: types.PyTree, choices: Collection[object]) -> None:
     """Checks that ``value`` is one of the ``choices``."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {list(choices)}, received {value!r}")
@@ -118,13 +120,13 @@ def check_by_definition(inner_ad: str, remat: bool | str) -> None:
         )
 
 
-def check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: types.PyTree) -> None:
     """Checks a Python number to be > 0; arrays and None pass (values unseen)."""
     if isinstance(value, int | float) and not value > 0:
         raise ValueError(f"{name}: expected a number > 0, received {value!r}")
 
 
-def check_share(name: str, value: Any) -> None:
+def check_share(name: str, value: types.PyTree) -> None:
     """Checks a real scalar; a Python number lies in [0, 1], an array goes unseen."""
     dtype = getattr(value, "dtype", None)
     if dtype is None:
@@ -139,13 +141,13 @@ def check_share(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a number in [0, 1], received {value!r}")
 
 
-def check_callable(name: str, value: Any) -> None:
+def check_callable(name: str, value: types.PyTree) -> None:
     """Checks that ``value`` can be called."""
     if not callable(value):
         raise TypeError(f"{name}: expected a callable, received {_describe(value)}")
 
 
-def check_transformation(name: str, value: Any) -> None:
+def check_transformation(name: str, value: types.PyTree) -> None:
     """Checks that ``value`` is an optax transformation (a pair of functions)."""
     if not (hasattr(value, "init") and hasattr(value, "update")):
         raise TypeError(
@@ -168,7 +170,7 @@ _HIDING_WRAPPERS = {
 }
 
 
-def check_hands_on(name: str, tx: Any) -> None:
+def check_hands_on(name: str, tx: types.PyTree) -> None:
     """Refuses optax's wrappers that keep batches from what they wrap, where seen."""
     owner = getattr(tx.update, "__self__", tx)
     wrapper = getattr(tx.update, "__qualname__", "").split(".")[0]
@@ -181,7 +183,7 @@ def check_hands_on(name: str, tx: Any) -> None:
         raise ValueError(f"{name}: optax.{wrapper} {_HIDING_WRAPPERS[wrapper]}")
 
 
-def check_hands_on_state(name: str, state: Any, inside: type) -> None:
+def check_hands_on_state(name: str, state: types.PyTree, inside: type) -> None:
     """Refuses the wrappers of ``check_hands_on`` by their states, also in a chain."""
     skipping = (optax.MultiStepsState, optax.ConditionallyTransformState)
     is_skipping = lambda node: isinstance(node, skipping)
@@ -196,7 +198,7 @@ def check_hands_on_state(name: str, state: Any, inside: type) -> None:
             )
 
 
-def check_keys(name: str, keys: Any) -> None:
+def check_keys(name: str, keys: types.PyTree) -> None:
     """Checks that ``keys`` are one or more typed jax random keys, [N]."""
     dtype = getattr(keys, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
@@ -209,7 +211,7 @@ def check_keys(name: str, keys: Any) -> None:
         )
 
 
-def check_key(name: str, key: Any) -> None:
+def check_key(name: str, key: types.PyTree) -> None:
     """Checks that ``key`` is one typed or raw jax random key."""
     if key is None:
         raise ValueError(f"{name}: expected a key from jax.random.key, received None")
@@ -223,7 +225,7 @@ def check_key(name: str, key: Any) -> None:
         raise ValueError(f"{name}: expected one key, received shape {key.shape}")
 
 
-def check_floating(name: str, tree: Any) -> None:
+def check_floating(name: str, tree: types.PyTree) -> None:
     """Checks that ``tree`` has leaves and that all are floating arrays."""
     leaves = jax.tree.leaves_with_path(tree)
     if not leaves:
@@ -237,7 +239,9 @@ def check_floating(name: str, tree: Any) -> None:
             )
 
 
-def check_same_tree(name: str, tree: Any, like_name: str, like: Any) -> None:
+def check_same_tree(
+    name: str, tree: types.PyTree, like_name: str, like: types.PyTree
+) -> None:
     """Checks that ``tree`` has the structure and the leaf shapes of ``like``."""
     received, expected = jax.tree.structure(tree), jax.tree.structure(like)
     if received != expected:
@@ -255,10 +259,12 @@ def check_same_tree(name: str, tree: Any, like_name: str, like: Any) -> None:
             )
 
 
-def check_grain(name: str, step_sizes: Any, like_name: str, like: Any) -> None:
+def check_grain(
+    name: str, step_sizes: types.PyTree, like_name: str, like: types.PyTree
+) -> None:
     """Checks step sizes of any grain: a prefix of ``like`` that broadcasts to it."""
 
-    def check(path: tuple[Any, ...], rate: Any, part: Any) -> None:
+    def check(path: _Path, rate: types.PyTree, part: types.PyTree) -> None:
         for below, leaf in jax.tree.leaves_with_path(part):
             shape, size = jnp.shape(rate), jnp.shape(leaf)
             padded = (1,) * (len(size) - len(shape)) + shape
@@ -295,7 +301,9 @@ def check_meta_params(params: types.MetaParams) -> types.MetaParams:
     return types.MetaParams(weights, step_sizes)
 
 
-def check_bool_prefix(name: str, mask: Any, like_name: str, like: Any) -> None:
+def check_bool_prefix(
+    name: str, mask: types.PyTree, like_name: str, like: types.PyTree
+) -> None:
     """Checks ``mask``: Python bools in the tree of ``like`` or in a prefix of it."""
     for path, leaf in jax.tree.leaves_with_path(mask):
         if not isinstance(leaf, bool):
@@ -310,7 +318,7 @@ def check_bool_prefix(name: str, mask: Any, like_name: str, like: Any) -> None:
         )
 
 
-def check_unmasked(name: str, params: Any) -> None:
+def check_unmasked(name: str, params: types.PyTree) -> None:
     """Refuses parameters of which optax.masked or optax.partition hides a part."""
     leaves = jax.tree.leaves_with_path(params, is_leaf=is_masked_node)
     for path, leaf in leaves:
@@ -324,7 +332,7 @@ def check_unmasked(name: str, params: Any) -> None:
             )
 
 
-def check_rows(name: str, batch: Any, *, axes: int = 1) -> tuple[int, ...]:
+def check_rows(name: str, batch: types.PyTree, *, axes: int = 1) -> tuple[int, ...]:
     """Checks that all leaves of ``batch`` share ``axes`` leading axes; returns them."""
     leaves = jax.tree.leaves_with_path(batch)
     if not leaves:
@@ -347,7 +355,7 @@ def check_rows(name: str, batch: Any, *, axes: int = 1) -> tuple[int, ...]:
     return leading
 
 
-def check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> types.Mask:
+def check_mask(name: str, mask: types.PyTree, shape: tuple[int, ...]) -> types.Mask:
     """Checks that ``mask`` is boolean and has ``shape``; returns it as a jax array."""
     received = _shape(name, mask)
     if received != shape:
@@ -359,7 +367,9 @@ def check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> types.Mask:
     return jnp.asarray(mask)
 
 
-def check_support(support: Any, mask: Any) -> tuple[Any, Any, int]:
+def check_support(
+    support: types.PyTree, mask: types.PyTree
+) -> tuple[types.PyTree, types.PyTree, int]:
     """Checks support rows [K, S, ...] and their mask [K, S] or None.
 
     Returns both as jax arrays, and K.
@@ -370,7 +380,9 @@ def check_support(support: Any, mask: Any) -> tuple[Any, Any, int]:
     return as_arrays("support", support), mask, axes[0]
 
 
-def check_query(query: Any, mask: Any, weights: Any) -> tuple[Any, Any, Any]:
+def check_query(
+    query: types.PyTree, mask: types.PyTree, weights: types.PyTree
+) -> tuple[types.PyTree, types.PyTree, types.PyTree]:
     """Checks query rows [Q, ...], their mask [Q] and weights [Q] or None.
 
     Returns them as jax arrays.
@@ -391,7 +403,7 @@ def check_query(query: Any, mask: Any, weights: Any) -> tuple[Any, Any, Any]:
     return as_arrays("query", query), mask, weights
 
 
-def check_losses(losses: Any, num_rows: int, *, masked: bool) -> None:
+def check_losses(losses: types.PyTree, num_rows: int, *, masked: bool) -> None:
     """Checks what a loss function returned: [num_rows], or a scalar if unmasked."""
     dtype = getattr(losses, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -410,7 +422,7 @@ def check_losses(losses: Any, num_rows: int, *, masked: bool) -> None:
         )
 
 
-def check_draws(name: str, draws: Any, num_rows: int) -> jax.Array:
+def check_draws(name: str, draws: types.PyTree, num_rows: int) -> jax.Array:
     """Checks one integer per row; returns them as a jax array."""
     shape = _shape(name, draws)
     if shape != (num_rows,):
@@ -420,7 +432,9 @@ def check_draws(name: str, draws: Any, num_rows: int) -> jax.Array:
     return jnp.asarray(draws)
 
 
-def check_like_stored(name: str, rows: Any, stored: Any) -> Any:
+def check_like_stored(
+    name: str, rows: types.PyTree, stored: types.PyTree
+) -> types.PyTree:
     """Checks rows [B, ...] against stored ones [C, ...]; returns them as jax arrays."""
     check_rows(name, rows)
     received, expected = jax.tree.structure(rows), jax.tree.structure(stored)
@@ -446,7 +460,7 @@ def check_like_stored(name: str, rows: Any, stored: Any) -> Any:
     return rows
 
 
-def check_example(name: str, example: Any) -> Any:
+def check_example(name: str, example: types.PyTree) -> types.PyTree:
     """Checks one example row; returns its shapes, and its dtypes as jax takes them."""
     if not jax.tree.leaves(example):
         raise ValueError(f"{name}: expected at least one array, received an empty tree")
@@ -455,7 +469,7 @@ def check_example(name: str, example: Any) -> Any:
     )
 
 
-def _row_form(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
+def _row_form(name: str, leaf: types.PyTree) -> jax.ShapeDtypeStruct:
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
         raise TypeError(
             f"{name}: expected a jax.ShapeDtypeStruct or an array, received "
@@ -472,7 +486,7 @@ def _row_form(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
     return form
 
 
-def check_covers(name: str, tree: Any, like: Any) -> None:
+def check_covers(name: str, tree: types.PyTree, like: types.PyTree) -> None:
     """Checks that ``tree`` has every part of ``like`` that optax does not hide."""
     try:
         jax.tree.map(lambda leaf, part: None, like, tree, is_leaf=is_masked_node)
@@ -483,7 +497,7 @@ def check_covers(name: str, tree: Any, like: Any) -> None:
         ) from None
 
 
-def check_rate(name: str, value: Any) -> None:
+def check_rate(name: str, value: types.PyTree) -> None:
     """Checks one initial step size: a real number, not negative, or an array of it."""
     dtype = getattr(value, "dtype", None)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -499,21 +513,21 @@ def check_rate(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a number >= 0, received {value!r}")
 
 
-def check_step_size_init(name: str, init: Any, params: Any) -> None:
+def check_step_size_init(name: str, init: types.PyTree, params: types.PyTree) -> None:
     """Checks initial step sizes: numbers, or arrays that broadcast to their weights."""
     for path, value in jax.tree.leaves_with_path(init):
         check_rate(_path(name, path), value)
     check_grain(name, init, "params", params)
 
 
-def check_is_meta_params(name: str, value: Any) -> types.MetaParams:
+def check_is_meta_params(name: str, value: types.PyTree) -> types.MetaParams:
     """Checks a pair of weights and step sizes; makes their leaves jax arrays."""
     if not isinstance(value, types.MetaParams):
         raise TypeError(f"{name}: expected MetaParams, received {_describe(value)}")
     return as_arrays(name, value)
 
 
-def check_given(name: str, value: Any, caller: str) -> None:
+def check_given(name: str, value: types.PyTree, caller: str) -> None:
     """Checks that a required keyword argument was passed."""
     if value is None:
         raise ValueError(f"{name}: {caller} needs it, received None")
@@ -536,7 +550,9 @@ def check_equal(name: str, value: int, expected_name: str, expected: int) -> Non
         )
 
 
-def check_data_form(support: Any, query: Any, batch: Any) -> None:
+def check_data_form(
+    support: types.PyTree, query: types.PyTree, batch: types.PyTree
+) -> None:
     """Checks that data came either as support and query or as a batch."""
     if batch is not None and (support is not None or query is not None):
         raise ValueError(
@@ -587,7 +603,7 @@ def refuse_line_search(*args: object, **kwargs: object) -> NoReturn:
     )
 
 
-def check_accuracy(accuracy: Any) -> jax.Array:
+def check_accuracy(accuracy: types.PyTree) -> jax.Array:
     """Checks an accuracy matrix: floating, square, not empty; makes it a jax array."""
     shape = _shape("accuracy", accuracy)
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
@@ -600,7 +616,9 @@ def check_accuracy(accuracy: Any) -> jax.Array:
     return jnp.asarray(accuracy)
 
 
-def check_initial_accuracy(accuracy: jax.Array, initial_accuracy: Any) -> jax.Array:
+def check_initial_accuracy(
+    accuracy: jax.Array, initial_accuracy: types.PyTree
+) -> jax.Array:
     """Checks the untrained model's accuracies and makes them a jax array."""
     expected = accuracy.shape[:-1]
     shape = _shape("initial_accuracy", initial_accuracy)
@@ -611,7 +629,7 @@ def check_initial_accuracy(accuracy: jax.Array, initial_accuracy: Any) -> jax.Ar
     return jnp.asarray(initial_accuracy)
 
 
-def check_labels(name: str, labels: Any, num_rows: int) -> jax.Array:
+def check_labels(name: str, labels: types.PyTree, num_rows: int) -> jax.Array:
     """Checks what a function of rows returned as their classes, [num_rows] integers."""
     dtype = getattr(labels, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):

@@ -1,7 +1,7 @@
 """K inner gradient steps on fast weights, with learned step sizes."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -18,7 +18,7 @@ class InnerTrace(NamedTuple):
     """[K] inner losses in nats, each before its step; 0 for a fully masked batch."""
     grad_sum: types.Params
     """Sum of the K directions d_1 ... d_K, a constant to jax.grad."""
-    probed: Any
+    probed: types.PyTree
     """``probe_fn`` at the fast weights after each step, stacked [K, ...], or None."""
 
 
@@ -30,7 +30,7 @@ def run_steps(
     first_order: bool,
     remat: bool | str,
     unroll: int,
-    probe_fn: Callable[..., Any] | None = None,
+    probe_fn: Callable[..., types.PyTree] | None = None,
     probe_keys: jax.Array | None = None,
 ) -> tuple[types.Params, InnerTrace]:
     """Runs the inner steps of ``adapt``, whose options these are.
@@ -38,7 +38,9 @@ def run_steps(
     ``probe_fn(fast_weights)`` is called with one of ``probe_keys`` [K] too, if given.
     """
 
-    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
+    def step(
+        carry: types.PyTree, inputs: types.PyTree
+    ) -> tuple[types.PyTree, types.PyTree]:
         fast_weights, opt_state, grad_sum = carry
         batch, *probe_key = inputs
         # w_i = w_{i-1} - rect(a) * d_i, where d_i comes from grad L_i(w_{i-1})
@@ -75,7 +77,7 @@ def adapt(
     adapt_mask: inner_step.AdaptMask = None,
     remat: bool | str = True,
     unroll: int = 1,
-    probe_fn: Callable[[types.Params], Any] | None = None,
+    probe_fn: Callable[[types.Params], types.PyTree] | None = None,
     key: types.Key | None = None,
     model_state: types.ModelState = None,
 ) -> tuple[types.Params, InnerTrace]:

@@ -1,7 +1,7 @@
 """One inner step, w_i = w_{i-1} - rect(a) * d_i, in the parts that it is made of."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -10,7 +10,7 @@ import optax
 
 from lamaml_jax import checks, grain, losses, types
 
-AdaptMask: TypeAlias = Any | Callable[[types.Params], Any] | None
+AdaptMask: TypeAlias = types.PyTree | Callable[[types.Params], types.PyTree] | None
 
 
 class InnerBatch(NamedTuple):

@@ -24,9 +24,11 @@ def sgd_learner(
         del key
         return lm.LearnerState(weights, tx.init(weights))
 
-    def observe(key, state, batch, mask=None, remember=True):
+    def observe(key, state, batch, batch_mask=None, remember=True):
         del key, remember
-        loss = lambda weights: lm.losses.masked_mean(loss_fn(weights, batch), mask)
+        loss = lambda weights: lm.losses.masked_mean(
+            loss_fn(weights, batch), batch_mask
+        )
 
         def glance(state, _):
             value, grads = jax.value_and_grad(loss)(state.weights)

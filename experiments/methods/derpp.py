@@ -91,9 +91,9 @@ def derpp(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         del key
         return SgdState(weights, tx.init(weights), reservoir.init())
 
-    def observe(key, state, batch, mask=None, remember: Any = True):
-        if mask is None:
-            mask = jnp.ones(batch["label"].shape[0], bool)
+    def observe(key, state, batch, batch_mask=None, remember: Any = True):
+        if batch_mask is None:
+            batch_mask = jnp.ones(batch["label"].shape[0], bool)
         replay_key, add_key = jax.random.split(key)
 
         def glance(state, inputs):
@@ -105,7 +105,7 @@ def derpp(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
                 state.reservoir,
                 2 * hyper.replay_size,
                 batch | {"logits": logits},
-                mask & remember & is_last,
+                batch_mask & remember & is_last,
             )
             # Half of the draws may be missing while the reservoir is small, and valid
             # ones come first: dealt in turn, both halves get their share.
@@ -113,7 +113,7 @@ def derpp(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
                 lambda x: jnp.concatenate([x[::2], x[1::2]]), (old, old_mask)
             )
             (loss, distance), grads = value_and_grad(
-                state.weights, batch, mask, old, old_mask
+                state.weights, batch, batch_mask, old, old_mask
             )
             updates, opt_state = tx.update(grads, state.opt_state, state.weights)
             weights = optax.apply_updates(state.weights, updates)

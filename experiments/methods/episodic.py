@@ -201,17 +201,17 @@ def _learner(problem: Problem, hyper: Hyperparameters, start, update) -> lm.Lear
         memory = init_memory(problem.num_tasks, hyper.memory_per_task, problem.example)
         return EpisodicState(weights, memory)
 
-    def observe(key, state, batch, mask=None, remember: Any = True):
+    def observe(key, state, batch, batch_mask=None, remember: Any = True):
         del key
-        if mask is None:
-            mask = jnp.ones(batch["label"].shape[0], bool)
+        if batch_mask is None:
+            batch_mask = jnp.ones(batch["label"].shape[0], bool)
         task = batch["task"][0]
-        memory = store(state.memory, batch, mask & remember, task)
+        memory = store(state.memory, batch, batch_mask & remember, task)
         is_past = memory.num_stored > 0
         is_past &= jnp.arange(problem.num_tasks) != task
 
         (weights, *_), info = jax.lax.scan(
-            lambda carry, _: update(carry, batch, mask, memory, is_past),
+            lambda carry, _: update(carry, batch, batch_mask, memory, is_past),
             start(state.weights),
             length=hyper.glances,
         )

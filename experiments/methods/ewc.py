@@ -160,14 +160,14 @@ def ewc(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         )
         return EwcState(weights, tx.init(weights), zeros, zeros, rows, jnp.int32(0))
 
-    def observe(key, state, batch, mask=None, remember: Any = True):
+    def observe(key, state, batch, batch_mask=None, remember: Any = True):
         del key
-        if mask is None:
-            mask = jnp.ones(batch["label"].shape[0], bool)
+        if batch_mask is None:
+            batch_mask = jnp.ones(batch["label"].shape[0], bool)
 
         def loss(weights):
             penalty = _penalty(weights, state.importance, state.anchor, scale)
-            mean = lm.losses.masked_mean(problem.loss_fn(weights, batch), mask)
+            mean = lm.losses.masked_mean(problem.loss_fn(weights, batch), batch_mask)
             return mean + penalty, penalty
 
         def glance(carry, _):
@@ -180,7 +180,7 @@ def ewc(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         (weights, opt_state), info = jax.lax.scan(
             glance, (state.weights, state.opt_state), length=hyper.glances
         )
-        state = _push(state, batch, mask & remember)
+        state = _push(state, batch, batch_mask & remember)
         return state._replace(weights=weights, opt_state=opt_state), info
 
     def end_task(key, state):

@@ -120,9 +120,9 @@ def icarl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         memory = exemplars.no_exemplars(problem, weights, hyper.capacity)
         return IcarlState(weights, tx.init(weights), memory, exemplars.no_rows(problem))
 
-    def observe(key, state, batch, mask=None, remember: Any = True):
-        if mask is None:
-            mask = jnp.ones(batch["label"].shape[0], bool)
+    def observe(key, state, batch, batch_mask=None, remember: Any = True):
+        if batch_mask is None:
+            batch_mask = jnp.ones(batch["label"].shape[0], bool)
         labels = state.exemplars.labels
         counts = exemplars.count_by_class(labels, problem.num_classes)
 
@@ -132,7 +132,7 @@ def icarl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
             ranks = jax.random.randint(key, counts.shape, 0, limits, jnp.int32)
             old, old_mask = exemplars.one_per_class(state.exemplars, ranks)
             (loss, distillation), grads = value_and_grad(
-                weights, batch, mask, old, old_mask
+                weights, batch, batch_mask, old, old_mask
             )
             updates, opt_state = tx.update(grads, opt_state, weights)
             weights = optax.apply_updates(weights, updates)
@@ -142,7 +142,7 @@ def icarl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         keys = jax.random.split(key, hyper.glances)
         start = state.weights, state.opt_state
         (weights, opt_state), info = jax.lax.scan(glance, start, keys)
-        rows = exemplars.push(state.task_rows, batch, mask & remember)
+        rows = exemplars.push(state.task_rows, batch, batch_mask & remember)
         return IcarlState(weights, opt_state, state.exemplars, rows), info
 
     def end_task(key, state):

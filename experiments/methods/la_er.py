@@ -119,9 +119,9 @@ def la_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         del key
         return LaErState(weights, rule.init(weights), reservoir.init())
 
-    def observe(key, state, batch, mask=None, remember: Any = True):
-        if mask is None:
-            mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+    def observe(key, state, batch, batch_mask=None, remember: Any = True):
+        if batch_mask is None:
+            batch_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
         glances_key, add_key = jax.random.split(key)
 
         def glance(state, inputs):
@@ -133,12 +133,12 @@ def la_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
                 state.reservoir,
                 hyper.replay_size,
                 batch,
-                mask & remember & is_last,
+                batch_mask & remember & is_last,
             )
             support, support_mask, _, _ = lm.split_support(
-                shuffle_key, batch, mask, hyper.inner_steps
+                shuffle_key, batch, batch_mask, hyper.inner_steps
             )
-            query, query_mask = lm.join_replay(old, old_mask, batch, mask)
+            query, query_mask = lm.join_replay(old, old_mask, batch, batch_mask)
             weights, rule_state, info = update(
                 state.weights,
                 state.rule_state,

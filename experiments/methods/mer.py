@@ -195,13 +195,15 @@ def mer(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         weights = interpolate(state.weights, end.weights, hyper.across_rate)
         return MerState(weights, end.reservoir), infos
 
-    def observe(key, state, batch, mask=None, remember: Any = True):
+    def observe(key, state, batch, batch_mask=None, remember: Any = True):
         num_rows = jax.tree.leaves(batch)[0].shape[0]
-        if mask is None:
-            mask = jnp.ones(num_rows, bool)
+        if batch_mask is None:
+            batch_mask = jnp.ones(num_rows, bool)
         keys = jax.random.split(key, num_rows)
         remembered = jnp.broadcast_to(remember, (num_rows,))
-        state, infos = jax.lax.scan(observe_row, state, (keys, batch, mask, remembered))
-        return state, _summary(*infos, mask)
+        state, infos = jax.lax.scan(
+            observe_row, state, (keys, batch, batch_mask, remembered)
+        )
+        return state, _summary(*infos, batch_mask)
 
     return lm.Learner(init, observe)

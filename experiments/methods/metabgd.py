@@ -185,9 +185,9 @@ def metabgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         )
         return MetaBgdState(weights, step_sizes, *stds, reservoir.init())
 
-    def observe(key, state, batch, mask=None, remember: Any = True):
-        if mask is None:
-            mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+    def observe(key, state, batch, batch_mask=None, remember: Any = True):
+        if batch_mask is None:
+            batch_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
         weights = state.weights  # of which noise has the shapes
         glances_key, add_key = jax.random.split(key)
 
@@ -195,7 +195,7 @@ def metabgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
             key, is_first = inputs
             noise_key, shuffle_key, replay_key = jax.random.split(key, 3)
             support, support_mask, rows, row_mask = lm.split_support(
-                shuffle_key, batch, mask, hyper.inner_steps
+                shuffle_key, batch, batch_mask, hyper.inner_steps
             )
             old, old_mask, memory = reservoir.sample_and_add(
                 replay_key,
@@ -205,7 +205,7 @@ def metabgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
                 rows,
                 row_mask & remember & is_first,
             )
-            query, query_mask = lm.join_replay(old, old_mask, batch, mask)
+            query, query_mask = lm.join_replay(old, old_mask, batch, batch_mask)
             noise = normal_like(noise_key, lm.MetaParams(weights, weights))
             return memory, (noise, support, query, support_mask, query_mask)
 

@@ -81,16 +81,16 @@ def _sgd_learner(
         key: lm.Key,
         state: SgdState,
         batch: lm.Batch,
-        mask: lm.Mask | None = None,
+        batch_mask: lm.Mask | None = None,
         remember: Any = True,
     ) -> tuple[SgdState, SgdInfo]:
-        if mask is None:
-            mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        if batch_mask is None:
+            batch_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
         replay_key, add_key = jax.random.split(key)
 
         def glance(state, inputs):
             glance_key, is_last = inputs
-            rows, row_mask, memory = batch, mask, None
+            rows, row_mask, memory = batch, batch_mask, None
             if reservoir is not None:
                 old, old_mask, memory = reservoir.sample_and_add(
                     glance_key,
@@ -98,10 +98,10 @@ def _sgd_learner(
                     state.reservoir,
                     hyper.replay_size,
                     batch,
-                    mask & remember & is_last,
+                    batch_mask & remember & is_last,
                 )
                 rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, batch)
-                row_mask = jnp.concatenate([old_mask, mask])
+                row_mask = jnp.concatenate([old_mask, batch_mask])
             weights, opt_state, info = update(
                 state.weights, state.opt_state, rows, row_mask
             )
