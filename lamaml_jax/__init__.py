@@ -1,7 +1,10 @@
 """La-MAML, look-ahead meta-learning for continual learning, in functional JAX."""
 
 from lamaml_jax import diagnostics, losses, metrics
-from lamaml_jax.balanced_reservoir import make_balanced_reservoir
+from lamaml_jax.balanced_reservoir import (
+    BalancedReservoirState,
+    make_balanced_reservoir,
+)
 from lamaml_jax.batching import join_replay, split_support, weigh_rows
 from lamaml_jax.clipping import clip_meta_grads
 from lamaml_jax.diagnostics import GradientVariance
@@ -32,6 +35,7 @@ from lamaml_jax.variants import cmaml, lamaml, sync_lamaml
 __version__ = "0.1.0"
 
 __all__ = [
+    "BalancedReservoirState",
     "Batch",
     "GradientVariance",
     "InnerTrace",

@@ -199,8 +199,9 @@ def observe_stream(
     """
     checks.check_key("key", key)
     axes = checks.check_rows("batches", batches, axes=2)
+    batches = checks.as_arrays("batches", batches)
     if batch_masks is not None:
-        checks.check_mask("batch_masks", batch_masks, axes)
+        batch_masks = checks.check_mask("batch_masks", batch_masks, axes)
     if truncate_every is not None:
         truncate_every = checks.check_count("truncate_every", truncate_every)
 
