@@ -61,8 +61,8 @@ class Network(NamedTuple):
     evaluates: running averages, no dropout."""
     parts: Callable[..., Any]
     """``weights -> (w1, b1, scale, bias, w2, b2)``."""
-    first_is_kept: bool = False
-    """The first statistics become the running averages as they are."""
+    is_debiased: bool = False
+    """Running averages start at 0, and are divided by the sum of their shares."""
 
 
 class LinenNet(nn.Module):
@@ -121,7 +121,8 @@ def nnx_network():
     )
 
     def apply(weights, model_state, inputs, key):
-        model = nnx.merge(graph, weights, model_state)
+        # A copy: BatchNorm writes its averages into the variables that it is given.
+        model = nnx.merge(graph, weights, model_state, copy=True)
         if key is None:
             model.eval()
             return model(inputs, None), model_state
@@ -148,7 +149,9 @@ class EquinoxNet(eqx.Module):
     def __init__(self, key):
         first_key, last_key = jax.random.split(key)
         self.first = eqx.nn.Linear(D, H, key=first_key)
-        self.norm = eqx.nn.BatchNorm(H, "rows", EPSILON, momentum=MOMENTUM, mode="ema")
+        self.norm = eqx.nn.BatchNorm(
+            H, "rows", EPSILON, momentum=MOMENTUM, mode="batch"
+        )
         self.dropout = eqx.nn.Dropout(DROPOUT)
         self.last = eqx.nn.Linear(H, Y, key=last_key)
 
@@ -174,7 +177,7 @@ def equinox_network():
         affine = norm.weight, norm.bias
         return first.weight.T, first.bias, *affine, last.weight.T, last.bias
 
-    return Network(weights, model_state, apply, parts, first_is_kept=True)
+    return Network(weights, model_state, apply, parts, is_debiased=True)
 
 
 NETWORKS = {"linen": linen_network, "nnx": nnx_network, "equinox": equinox_network}
@@ -274,14 +277,14 @@ def test_stream_equals_a_loop_by_hand_in_training_and_evaluation(name, key):
     by_hand = jax.jit(functools.partial(update_by_hand, loss_fn))
     weights = network.weights
     rates = jax.tree.map(lambda leaf: jnp.full_like(leaf, RATE), weights)
-    averages, losses = (jnp.zeros(H), jnp.ones(H)), []
+    averages = jnp.zeros(H), jnp.full(H, float(not network.is_debiased))
+    losses = []
     for n in range(2):
         batch = jax.tree.map(lambda leaf, n=n: leaf[n], FIRST_HALF)
         # One pass over the query at the weights before the update
         here = statistics(network.parts(weights), batch[0])
-        share = 0 if network.first_is_kept and n == 0 else MOMENTUM
         averages = tuple(
-            share * old + (1 - share) * new
+            MOMENTUM * old + (1 - MOMENTUM) * new
             for old, new in zip(averages, here, strict=True)
         )
         (update_key,) = jax.random.split(jax.random.fold_in(key, n), 1)
@@ -295,6 +298,8 @@ def test_stream_equals_a_loop_by_hand_in_training_and_evaluation(name, key):
     outputs, _ = jax.jit(network.apply, static_argnums=3)(
         state.weights, model_state, inputs, None
     )
+    if network.is_debiased:
+        averages = tuple(average / (1 - MOMENTUM**2) for average in averages)
     expected = evaluate_by_hand(network.parts(weights), averages, inputs)
     assert_close(outputs, expected, **FUSED)
 
