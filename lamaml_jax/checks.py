@@ -183,19 +183,34 @@ def check_hands_on(name: str, tx: types.PyTree) -> None:
         raise ValueError(f"{name}: optax.{wrapper} {_HIDING_WRAPPERS[wrapper]}")
 
 
-def check_hands_on_state(name: str, state: types.PyTree, inside: type) -> None:
+_HIDING_STATES = {
+    optax.MultiStepsState: "MultiSteps skips updates, " + _WORKS_INSTEAD,
+    optax.ConditionallyTransformState: (
+        "conditionally_transform skips updates, " + _WORKS_INSTEAD
+    ),
+    optax.ConditionallyMaskState: "conditionally_mask skips updates, " + _WORKS_INSTEAD,
+    optax.LookaheadState: "lookahead " + _HIDING_WRAPPERS["lookahead"],
+}
+
+
+def check_hands_on_state(
+    name: str, state: types.PyTree, inside: type, weights: types.PyTree
+) -> None:
     """Refuses the wrappers of ``check_hands_on`` by their states, also in a chain."""
-    skipping = (optax.MultiStepsState, optax.ConditionallyTransformState)
-    is_skipping = lambda node: isinstance(node, skipping)
+    is_hiding = lambda node: type(node) in _HIDING_STATES
     is_inside = lambda node: isinstance(node, inside)
-    for node in jax.tree.leaves(state, is_leaf=is_skipping):
-        within = jax.tree.leaves(node, is_leaf=is_inside) if is_skipping(node) else []
+    for node in jax.tree.leaves(state, is_leaf=is_hiding):
+        within = jax.tree.leaves(node, is_leaf=is_inside) if is_hiding(node) else []
         if any(map(is_inside, within)):
-            wrapper = type(node).__name__.removesuffix("State")
+            raise ValueError(f"{name}: optax.{_HIDING_STATES[type(node)]}")
+    for node in filter(is_inside, jax.tree.leaves(state, is_leaf=is_inside)):
+        try:
+            check_grain("step_sizes", node.rule_state.step_sizes, "weights", weights)
+        except ValueError:
             raise ValueError(
-                f"{name}: optax's {wrapper} around lamaml_transform skips updates, "
-                + _WORKS_INSTEAD
-            )
+                f"{name}: a wrapper around it, such as optax.flatten, "
+                + _HIDING_WRAPPERS["flatten"]
+            ) from None
 
 
 def check_keys(name: str, keys: types.PyTree) -> None:
@@ -597,9 +612,9 @@ def check_near_misses(names: Collection[str], ours: Collection[str]) -> None:
 def refuse_line_search(*args: object, **kwargs: object) -> NoReturn:
     """Stands for ``value_fn``, which a line search would call."""
     raise ValueError(
-        "value_fn: lamaml_transform serves value= and grad= to weight_tx and meta_tx, "
-        "but no line search, which would run the inner steps anew at every trial; "
-        "build optax.lbfgs with linesearch=None or take another optimiser"
+        "value_fn: lamaml_transform serves value= and grad= to meta_tx, step_size_tx "
+        "and weight_tx, but no line search, which would run the inner steps anew at "
+        "every trial; build optax.lbfgs with linesearch=None or take another optimiser"
     )
 
 

@@ -114,7 +114,7 @@ def lamaml_learner(
     def init(key: types.Key, weights: types.Params) -> LearnerState:
         del key
         opt_state = tx.init(weights)
-        checks.check_hands_on_state("tx", opt_state, transform.LamamlState)
+        checks.check_hands_on_state("tx", opt_state, transform.LamamlState, weights)
         return LearnerState(weights, opt_state)
 
     def observe(

@@ -86,7 +86,9 @@ def _cosine(first: types.Params, second: types.Params) -> jax.Array:
     first, second = (
         jax.tree.map(lambda leaf: leaf.astype(dtype), tree) for tree in (first, second)
     )
-    product = jnp.asarray(optax.tree.vdot(first, second))
+    # Not a dot product, which would not know how to lay out what sharded axes leave.
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), first, second)
+    product = jnp.asarray(optax.tree.sum(products))
     norms = optax.tree.norm(first) * optax.tree.norm(second)
     safe = jnp.where(norms > 0, norms, jnp.ones_like(norms))
     return jnp.where(norms > 0, product / safe, 0)

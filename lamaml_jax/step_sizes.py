@@ -147,6 +147,15 @@ def scale_by_step_sizes(
     return make_rule("init", init, step_size_tx, weight_tx)
 
 
+def with_extra_args(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """``optax.with_extra_args_support``, which takes MultiSteps for one without."""
+    if isinstance(getattr(tx.update, "__self__", None), optax.MultiSteps):
+        return optax.GradientTransformationExtraArgs(tx.init, tx.update)
+    return optax.with_extra_args_support(tx)
+
+
 def make_rule(
     name: str,
     init: StepSizeInit,
@@ -157,8 +166,8 @@ def make_rule(
     checks.check_transformation("step_size_tx", step_size_tx)
     if weight_tx is not None:
         checks.check_transformation("weight_tx", weight_tx)
-    step_size_tx = optax.with_extra_args_support(step_size_tx)
-    weight_rule = optax.with_extra_args_support(weight_tx or optax.identity())
+    step_size_tx = with_extra_args(step_size_tx)
+    weight_rule = with_extra_args(weight_tx or optax.identity())
 
     def init_fn(params: types.Params) -> types.PyTree:
         checks.check_floating("params", params)

@@ -255,11 +255,12 @@ def lamaml_transform(
             every query (dropout, augmentation); ``update`` then needs ``key=`` in both
             forms.
         model_state: what a model carries beside its weights before the first update,
-            such as BatchNorm's running averages; any pytree of arrays.
+            such as BatchNorm's running averages; any pytree of arrays. The loss is then
+            handed ``model_state=`` too.
         model_state_fn: ``(weights, model_state, batch) -> model_state``, one pass per
-            update over the rows of its query at the weights before it. The loss is then
-            handed ``model_state=`` too, and ``optax.tree.get(state, "model_state")``
-            is what evaluation needs. Both functions take ``key=`` if the loss does.
+            update over the rows of its query at the weights before it, or None to leave
+            the state as it is. ``optax.tree.get(state, "model_state")`` is what
+            evaluation needs. The function takes ``key=`` if the loss does.
         objective: as in ``meta_value_and_grad``, and so are the other options below.
         first_order: hold inner directions constant.
         rectify: use relu of the step sizes in the inner steps.
@@ -310,7 +311,7 @@ def lamaml_transform(
     if meta_tx is None:
         meta_tx = clipping.clip_meta_grads(_DEFAULT_MAX_NORM)
     checks.check_transformation("meta_tx", meta_tx)
-    meta_tx = optax.with_extra_args_support(meta_tx)
+    meta_tx = step_sizes.with_extra_args(meta_tx)
     rule = step_sizes.make_rule(
         "step_size_init", step_size_init, step_size_tx, weight_tx
     )
@@ -373,8 +374,7 @@ def lamaml_transform(
         # The meta-gradient, or its running average of lower variance
         meta_params = types.MetaParams(params, state.rule_state.step_sizes)
         running, named = state.variance_reduction, data._asdict()
-        if model_state_fn is not None:
-            named["model_state"] = state.model_state
+        named["model_state"] = state.model_state
         if reduction is None:
             (meta_loss, meta_info), grads = value_and_grad(meta_params, **named)
         else:

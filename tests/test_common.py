@@ -3,6 +3,7 @@
 A new member joins ``TRANSFORMS`` or ``LEARNERS``; the tests below then cover it.
 """
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import lamaml_jax as lm
@@ -104,6 +105,46 @@ def make_rule(dtype=jnp.float32, **options):
     return lm.scale_by_step_sizes(0.1, optax.sgd(0.25), **options)
 
 
+def keyed_loss(weights, batch, *, key):
+    factors = 1 + jax.random.uniform(key, (len(batch["x"]), 1)).astype(weights["b"])
+    return loss_fn(weights, batch | {"y": batch["y"] * factors})
+
+
+def stateful_loss(weights, batch, *, model_state):
+    return loss_fn(weights, batch) + jnp.sum(model_state["mean"])
+
+
+def keyed_stateful_loss(weights, batch, *, key, model_state):
+    return keyed_loss(weights, batch, key=key) + jnp.sum(model_state["mean"])
+
+
+def move_mean(weights, model_state, batch, **extras):
+    del weights, extras
+    mean = (model_state["mean"] + jnp.mean(batch["x"], axis=0)) / 2
+    return {"mean": mean, "count": model_state["count"] + 1}
+
+
+def keyed_data(n, dtype=jnp.float32):
+    return explicit_data(n, dtype) | {"key": jax.random.key(n)}
+
+
+def make_with_state(loss_fn, dtype=jnp.float32, **options):
+    start = {"mean": jnp.zeros(D, dtype), "count": jnp.zeros((), jnp.int32)}
+    return lm.lamaml_transform(
+        loss_fn,
+        inner_steps=K,
+        reservoir=make_reservoir(dtype),
+        replay_size=2,
+        model_state=start,
+        model_state_fn=move_mean,
+        **options,
+    )
+
+
+def one_rate_per_leaf(params):
+    return jax.tree.map(lambda _: 0.1, params)
+
+
 TRANSFORMS = {
     "explicit": Member(make_explicit, explicit_data),
     "explicit_mixed_mode": Member(
@@ -119,7 +160,33 @@ TRANSFORMS = {
     "explicit_variance_reduced": Member(
         functools.partial(make_explicit, momentum=0.5), explicit_data
     ),
+    "explicit_inner_optimiser": Member(
+        functools.partial(
+            make_explicit,
+            inner_tx=optax.chain(optax.clip(0.5), optax.trace(0.9)),
+            remat="sqrt",
+        ),
+        explicit_data,
+    ),
+    "explicit_keyed_loss": Member(
+        lambda dtype=jnp.float32: lm.lamaml_transform(
+            keyed_loss, inner_steps=K, loss_takes_key=True
+        ),
+        keyed_data,
+    ),
     "replay": with_replay(lm.lamaml_transform),
+    "replay_one_rate_per_leaf": with_replay(
+        lm.lamaml_transform, step_size_init=one_rate_per_leaf, replay_weight=0.5
+    ),
+    "replay_model_state": Member(
+        functools.partial(make_with_state, stateful_loss), batch_data
+    ),
+    "replay_keyed_loss_and_model_state": Member(
+        functools.partial(
+            make_with_state, keyed_stateful_loss, momentum=0.5, loss_takes_key=True
+        ),
+        batch_data,
+    ),
     "replay_first_order": with_replay(lm.lamaml_transform, first_order=True),
     "replay_adaptive": with_replay(
         lm.lamaml_transform, step_size_tx=optax.adam(0.01), weight_tx=optax.adam(0.01)
@@ -152,6 +219,9 @@ LEARNERS = {
     ),
     "sync_lamaml": lambda: lm.lamaml_learner(lm.sync_lamaml(loss_fn, inner_steps=K)),
     "cmaml": lambda: lm.lamaml_learner(with_replay(lm.cmaml).make()),
+    "keyed_loss_and_model_state": lambda: lm.lamaml_learner(
+        TRANSFORMS["replay_keyed_loss_and_model_state"].make(), glances=2
+    ),
     "chain": lambda: lm.lamaml_learner(
         optax.chain(optax.add_decayed_weights(0.1), with_replay(lm.lamaml).make())
     ),
@@ -222,9 +292,9 @@ def test_tree_shapes_dtypes_and_state_structure_are_preserved(name, dtype):
         tx.update, extra_grads(0, dtype), state, weights, **member.data(0, dtype)
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, weights)
-    chex.assert_trees_all_equal_shapes_and_dtypes(
-        optax.tree.get(new_state, "step_sizes"), weights
-    )
+    step_sizes = optax.tree.get(new_state, "step_sizes")
+    assert jax.tree.structure(step_sizes) == jax.tree.structure(weights)
+    assert {leaf.dtype for leaf in jax.tree.leaves(step_sizes)} == {jnp.dtype(dtype)}
     chex.assert_trees_all_equal_shapes_and_dtypes(plain(new_state), plain(state))
 
 
@@ -286,6 +356,69 @@ def test_double_precision_keeps_the_state_structure(name, x64):
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, weights)
     chex.assert_trees_all_equal_shapes_and_dtypes(plain(after), plain(state))
+
+
+def types_along(step, state, *args):
+    """The type of every leaf of a state before and after ``step``, as jit sees it.
+
+    Shapes, dtypes, weak types and shardings: where they are equal, the second call
+    finds the program of the first.
+    """
+    seen = []
+
+    def run(state, *args):
+        after = step(state, *args)
+        seen.extend(jax.tree.map(jax.typeof, plain(tree)) for tree in (state, after))
+
+    jax.eval_shape(run, state, *args)
+    return seen
+
+
+def explicit_mesh():
+    """A mesh whose shardings are part of the types; the weights' last axis is split."""
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices, of which this process has one")
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+
+    def shard(leaf):
+        spec = P(*(None,) * (leaf.ndim - 1), "x")
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+    return mesh, lambda tree: jax.tree.map(shard, tree)
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+@each_transform
+def test_types_of_state_and_weights_are_unchanged_by_an_update(name, on_mesh):
+    mesh, shard = explicit_mesh() if on_mesh else (None, lambda tree: tree)
+    tx, data = TRANSFORMS[name].make(), TRANSFORMS[name].data(0)
+
+    def step(carry, data):
+        weights, state = carry
+        updates, state = tx.update(extra, state, weights, **data)
+        return optax.apply_updates(weights, updates), state
+
+    with jax.set_mesh(mesh) if on_mesh else contextlib.nullcontext():
+        weights, extra = shard(make_weights()), shard(extra_grads(0))
+        before, after = types_along(step, (weights, tx.init(weights)), data)
+        assert before == after
+    if on_mesh:
+        rates = jax.tree.leaves(optax.tree.get(after[1], "step_sizes"))
+        assert name == "replay_one_rate_per_leaf" or all(
+            leaf.sharding.spec[-1] == "x" for leaf in rates
+        )
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+@each_learner
+def test_types_of_a_learners_state_are_unchanged_by_a_batch(name, on_mesh):
+    mesh, shard = explicit_mesh() if on_mesh else (None, lambda tree: tree)
+    learner = LEARNERS[name]()
+    observe = lambda state, key, rows: learner.observe(key, state, rows)[0]
+    with jax.set_mesh(mesh) if on_mesh else contextlib.nullcontext():
+        state = learner.init(jax.random.key(0), shard(make_weights()))
+        before, after = types_along(observe, state, jax.random.key(1), make_rows(0))
+    assert before == after
 
 
 @some_transforms
@@ -516,20 +649,14 @@ def test_injected_sizes_must_be_static_and_the_error_says_so(missing):
 
 
 @pytest.mark.parametrize("constructor", [lm.lamaml, lm.sync_lamaml])
-def test_learning_rate_injected_by_a_closure_changes_without_a_retrace(constructor):
-    def make(step_size_learning_rate):
-        return constructor(
-            loss_fn, step_size_learning_rate=step_size_learning_rate, inner_steps=K
-        )
-
-    check_step_size_learning_rate(optax.inject_hyperparams(make)(0.25), constructor)
-
-
-def check_step_size_learning_rate(tx, constructor):
+def test_learning_rate_of_a_variant_is_injected_without_a_retrace(constructor):
+    make = optax.inject_hyperparams(constructor, static_args=STATIC)
+    tx = make(loss_fn, step_size_learning_rate=0.25, inner_steps=K)
     weights, data = make_weights(), explicit_data(0)
     zeros = optax.tree.zeros_like(weights)
     update = jax.jit(chex.assert_max_traces(tx.update, n=1))
     state = tx.init(weights)
+    assert "step_size_learning_rate" in state.hyperparams
     for rate in (0.25, 0.01):
         state.hyperparams["step_size_learning_rate"] = jnp.asarray(rate)
         got, after = update(zeros, state, weights, **data)
@@ -539,6 +666,34 @@ def check_step_size_learning_rate(tx, constructor):
         )
         assert_close(got, expected, **FUSED)
         assert_close(after.inner_state, fixed_after, **FUSED)
+
+
+def test_options_of_a_variant_that_it_hands_on_are_injected_too():
+    make = optax.inject_hyperparams(lm.lamaml, static_args=STATIC)
+    schedule = optax.piecewise_constant_schedule(10.0, {1: 0.001})
+    tx = make(loss_fn, inner_steps=K, clip=schedule, step_size_learning_rate=schedule)
+    weights, data = make_weights(), explicit_data(0)
+    zeros = optax.tree.zeros_like(weights)
+    update, state = jax.jit(tx.update), tx.init(weights)
+    for clip in (10.0, 0.01):
+        _, state = update(zeros, state, weights, **data)
+        np.testing.assert_allclose(state.hyperparams["clip"], clip)
+        fixed = make_explicit(clip=clip, step_size_tx=optax.sgd(clip))
+        alone = fixed.init(weights)
+        _, expected = jax.jit(fixed.update)(zeros, alone, weights, **data)
+        losses = optax.tree.get(state, "info").query_losses
+        assert_close(losses, expected.info.query_losses, **FUSED)
+        state = state._replace(inner_state=alone)
+
+
+def test_a_function_of_the_initial_step_sizes_is_named_static():
+    static = (*STATIC, "step_size_init")
+    make = optax.inject_hyperparams(lm.lamaml, static_args=static)
+    tx = make(loss_fn, step_size_init=one_rate_per_leaf, inner_steps=K)
+    state = tx.init(make_weights())
+    rates = optax.tree.get(state.inner_state, "step_sizes")
+    assert_close(rates, jax.tree.map(lambda _: jnp.float32(0.1), make_weights()))
+    assert "step_size_init" not in state.hyperparams
 
 
 @pytest.mark.parametrize("injected", [True, False])

@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.training import train_state
 
 import lamaml_jax as lm
 
@@ -172,3 +173,13 @@ def test_nnx_optimizer_takes_the_data_through_update(key):
         got,
         weights,
     )
+
+
+def test_train_state_that_drops_the_data_is_told_what_to_do(key):
+    weights, loss_fn = plain_pytree(key)
+    state = train_state.TrainState.create(
+        apply_fn=None, params=weights, tx=make_transform(loss_fn)
+    )
+    zeros = optax.tree.zeros_like(weights)
+    with pytest.raises(ValueError, match=r"TrainState.apply_gradients.*tx\.update"):
+        state.apply_gradients(grads=zeros)

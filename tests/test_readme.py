@@ -1,10 +1,12 @@
 """The README's example runs as printed, and what it lists exists."""
 
+import functools
 import math
 import re
 import shlex
 from pathlib import Path
 
+import optax
 import pytest
 from typer.testing import CliRunner
 
@@ -25,19 +27,43 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
 
 
-def test_example_runs_and_learns():
-    (example,) = blocks("python")
+@functools.cache
+def after_examples():
+    """What the Python blocks leave behind, run one after the other."""
     scope = {}
-    exec(compile(example, "README.md", "exec"), scope)
-    info = scope["info"]
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), scope)
+    return scope
+
+
+def test_example_runs_and_learns():
+    info = after_examples()["info"]
     # Zero weights give every one of three classes the same probability.
     assert math.isclose(info.inner_losses[0, 0, 0], math.log(3), rel_tol=1e-6)
     # The labels are a linear function of the inputs, so the loss can fall far.
     assert info.meta_loss[-10:].mean() < 0.4
 
 
+def test_model_with_dropout_and_running_averages_learns():
+    scope = after_examples()
+    assert scope["net_info"].meta_loss[-10:].mean() < 0.7
+    hits = scope["logits"].argmax(axis=-1) == scope["stream"]["y"][-1]
+    assert hits.mean() >= 0.7
+    (norm,) = scope["averages"].values()
+    assert abs(norm["mean"]).max() > 0
+
+
+def test_train_state_learns_in_fifteen_lines():
+    train_state = after_examples()["train_state"]
+    memory = optax.tree.get(train_state.opt_state, "reservoir")
+    assert train_state.step == 50 and memory.num_seen == 500
+    assert optax.tree.get(train_state.opt_state, "info").meta_loss < 0.6
+    body = blocks("python")[2].split("weights =")[0]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 15
+
+
 def test_example_takes_about_twenty_lines():
-    (example,) = blocks("python")
+    example, *_ = blocks("python")
     code = [line for line in example.splitlines() if line.strip()]
     assert len(code) <= 30
 
