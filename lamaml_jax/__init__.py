@@ -8,12 +8,13 @@ from lamaml_jax.balanced_reservoir import (
 from lamaml_jax.batching import join_replay, split_support, weigh_rows
 from lamaml_jax.clipping import clip_meta_grads
 from lamaml_jax.diagnostics import GradientVariance
+from lamaml_jax.info import LamamlInfo
 from lamaml_jax.inner import InnerTrace, adapt
 from lamaml_jax.learner import Learner, LearnerState, lamaml_learner, observe_stream
 from lamaml_jax.meta import MetaInfo, MetaValueAndGrad, meta_value_and_grad
 from lamaml_jax.reservoir import Reservoir, ReservoirState, make_reservoir
 from lamaml_jax.step_sizes import StepSizesState, scale_by_step_sizes
-from lamaml_jax.transform import LamamlInfo, LamamlState, lamaml_transform
+from lamaml_jax.transform import LamamlState, lamaml_transform
 from lamaml_jax.types import (
     Batch,
     Key,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lamaml_jax import checks, inner_step, scans, types
+from lamaml_jax import checks, inner_step, losses, scans, types
 
 
 class InnerTrace(NamedTuple):
@@ -150,13 +150,12 @@ def adapt(
     if key is not None:
         checks.check_key("key", key)
     rule = inner_step.make_inner_rule(
-        loss_fn,
+        losses.with_extras(loss_fn, model_state=model_state),
         params.weights,
         rectify=rectify,
         clip=clip,
         adapt_mask=adapt_mask,
         inner_tx=inner_tx,
-        model_state=model_state,
     )
     keys = None if key is None else jax.random.split(key, num_steps)
     return run_steps(

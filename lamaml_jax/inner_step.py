@@ -76,7 +76,6 @@ def make_inner_rule(
     clip: chex.Numeric | None,
     adapt_mask: AdaptMask,
     inner_tx: optax.GradientTransformation | None,
-    model_state: types.ModelState = None,
 ) -> InnerRule:
     """Builds the inner step from the options of ``adapt``.
 
@@ -87,7 +86,6 @@ def make_inner_rule(
         clip: bound on each element of a gradient, or None.
         adapt_mask: the leaves that adapt.
         inner_tx: transformation of the gradients, or None.
-        model_state: passed on to the loss, or None.
 
     Returns:
         An ``InnerRule``.
@@ -96,7 +94,7 @@ def make_inner_rule(
     tx = optax.with_extra_args_support(inner_tx or optax.identity())
 
     def mean_loss(weights: types.Params, batch: InnerBatch) -> jax.Array:
-        loss = losses.with_extras(loss_fn, key=batch.key, model_state=model_state)
+        loss = losses.with_extras(loss_fn, key=batch.key)
         return losses.mean_loss(loss, weights, batch.rows, batch.mask)
 
     def hide(grads: types.Params) -> types.Params:

@@ -111,19 +111,17 @@ def _default_unroll(weights: types.Params, num_steps: int, first_order: bool) ->
     return max(n for n in range(1, 6 if is_cached else 2) if num_steps % n == 0)
 
 
-def _make_steps(
-    support: types.Batch, mask: types.Mask | None, key: types.Key | None, num_steps: int
-) -> recursion.Steps:
-    """Lays out the data of the steps, each with keys of its own if there is one."""
-    if key is None:
-        return recursion.Steps(inner_step.InnerBatch(support, mask, None), None)
-    checks.check_key("key", key)
-    inner_key, query_key = jax.random.split(key)
-    inner_keys = jax.random.split(inner_key, num_steps)
-    return recursion.Steps(
-        inner_step.InnerBatch(support, mask, inner_keys),
-        jax.random.split(query_key, num_steps),
-    )
+def _query_loss(
+    loss_fn: types.LossFn,
+    query: types.Batch,
+    mask: types.Mask | None,
+    row_weights: jax.Array | None,
+) -> recursion.QueryLoss:
+    def query_loss(weights: types.Params, key: types.Key | None) -> jax.Array:
+        loss = losses.with_extras(loss_fn, key=key)
+        return losses.mean_loss(loss, weights, query, mask, row_weights)
+
+    return query_loss
 
 
 def meta_value_and_grad(
@@ -229,29 +227,26 @@ def meta_value_and_grad(
         query, query_mask, query_weights = checks.check_query(
             query, query_mask, query_weights
         )
-
-        def query_loss(weights: types.Params, key: types.Key | None) -> jax.Array:
-            loss = losses.with_extras(loss_fn, key=key, model_state=model_state)
-            return losses.mean_loss(loss, weights, query, query_mask, query_weights)
-
+        if key is not None:
+            checks.check_key("key", key)
+        with_state = losses.with_extras(loss_fn, model_state=model_state)
         rule = inner_step.make_inner_rule(
-            loss_fn,
+            with_state,
             params.weights,
             rectify=rectify,
             clip=clip,
             adapt_mask=adapt_mask,
             inner_tx=inner_tx,
-            model_state=model_state,
         )
         problem = recursion.MetaProblem(
             rule,
-            query_loss,
+            _query_loss(with_state, query, query_mask, query_weights),
             objective == "mean",
             inner_ad,
             remat,
             unroll or _default_unroll(params.weights, num_steps, first_order),
         )
-        steps = _make_steps(support, support_mask, key, num_steps)
+        steps = recursion.make_steps(support, support_mask, key, num_steps)
         sums = gradients(problem, params, steps)
         alignment = _cosine(sums.direction_sum, sums.grads.weights)
         info = MetaInfo(sums.inner_losses, sums.query_losses, alignment)

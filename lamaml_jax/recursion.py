@@ -79,6 +79,20 @@ class _Back(NamedTuple):
 _Here = tuple[types.Params, optax.OptState]
 
 
+def make_steps(
+    support: types.Batch, mask: types.Mask | None, key: types.Key | None, num_steps: int
+) -> Steps:
+    """Lays out the data of the steps, each with keys of its own if there is one."""
+    if key is None:
+        return Steps(inner_step.InnerBatch(support, mask, None), None)
+    inner_key, query_key = jax.random.split(key)
+    inner_keys = jax.random.split(inner_key, num_steps)
+    return Steps(
+        inner_step.InnerBatch(support, mask, inner_keys),
+        jax.random.split(query_key, num_steps),
+    )
+
+
 def last_key(steps: Steps) -> types.Key | None:
     """The key of the query at w_K."""
     return None if steps.query_key is None else steps.query_key[-1]

@@ -11,6 +11,7 @@ from lamaml_jax import (
     batching,
     checks,
     clipping,
+    info,
     losses,
     meta,
     step_sizes,
@@ -34,31 +35,6 @@ _DATA_ARGUMENTS = (
 _DEFAULT_MAX_NORM = 2.0
 
 
-class LamamlInfo(NamedTuple):
-    """What a person may want to plot of one meta-update; zeros before the first."""
-
-    meta_loss: jax.Array
-    """Scalar, nats."""
-    inner_losses: jax.Array
-    """[K] support losses before each inner step, nats."""
-    query_losses: jax.Array
-    """[K] query losses after each inner step (objective "last": [1]), nats."""
-    weight_grad_norm: jax.Array
-    """Global norm of the weights' meta-gradient before ``meta_tx``."""
-    step_size_grad_norm: jax.Array
-    """Global norm of the step sizes' meta-gradient before ``meta_tx``."""
-    alignment: jax.Array
-    """Cosine between the summed inner gradients and the weights' meta-gradient."""
-    step_size_mean: jax.Array
-    """Mean of all step sizes after the update, unitless."""
-    step_size_min: jax.Array
-    step_size_max: jax.Array
-    frozen_fraction: jax.Array
-    """Fraction of step sizes <= 0 after the update."""
-    all_finite: jax.Array
-    """Boolean: meta-loss and both norms are finite."""
-
-
 class LamamlState(NamedTuple):
     """State of ``lamaml_transform``."""
 
@@ -71,10 +47,10 @@ class LamamlState(NamedTuple):
     """None unless ``momentum`` is given."""
     model_state: types.ModelState
     """What ``model_state_fn`` moves, such as running averages, or None."""
-    info: LamamlInfo
+    info: info.LamamlInfo
 
 
-class _DrawOptions(NamedTuple):
+class _Drawing(NamedTuple):
     """How support and query are drawn from a batch and the reservoir."""
 
     reservoir: Reservoir[types.PyTree] | None
@@ -82,6 +58,18 @@ class _DrawOptions(NamedTuple):
     replay_weight: chex.Numeric | None
     inner_steps: int
     loss_takes_key: bool
+
+
+class _Parts(NamedTuple):
+    """What a transformation is made of, in the order of use."""
+
+    value_and_grad: meta.MetaValueAndGrad
+    reduction: (
+        variance_reduction.VarianceReduction[tuple[jax.Array, meta.MetaInfo]] | None
+    )
+    meta_tx: optax.GradientTransformationExtraArgs
+    rule: optax.GradientTransformationExtraArgs
+    model_state_fn: types.ModelStateFn | None
 
 
 class _Data(NamedTuple):
@@ -95,89 +83,37 @@ class _Data(NamedTuple):
     key: types.Key | None = None
 
 
-def _float_info(value: jax.Array) -> jax.Array:
-    return value.astype(jnp.result_type(float))
-
-
-def _empty_info(inner_steps: int, objective: str) -> LamamlInfo:
-    """Zeros, each in a buffer of its own so that the state can be donated."""
-    dtype = jnp.result_type(float)
-    shapes = {
-        "inner_losses": (inner_steps,),
-        "query_losses": (inner_steps if objective == "mean" else 1,),
-    }
-    info = LamamlInfo(
-        *(jnp.zeros(shapes.get(name, ()), dtype) for name in LamamlInfo._fields)
-    )
-    return info._replace(all_finite=jnp.zeros((), jnp.bool_))
-
-
-def _make_info(
-    meta_loss: jax.Array,
-    meta_info: meta.MetaInfo,
-    grads: types.MetaParams,
-    rates: types.Params,
-) -> LamamlInfo:
-    weight_norm = _float_info(optax.tree.norm(grads.weights))
-    rate_norm = _float_info(optax.tree.norm(grads.step_sizes))
-    meta_loss = _float_info(meta_loss)
-    leaves = [_float_info(leaf) for leaf in jax.tree.leaves(rates)]
-    count = max(sum(leaf.size for leaf in leaves), 1)
-    return LamamlInfo(
-        meta_loss=meta_loss,
-        inner_losses=_float_info(meta_info.inner_losses),
-        query_losses=_float_info(meta_info.query_losses),
-        weight_grad_norm=weight_norm,
-        step_size_grad_norm=rate_norm,
-        alignment=_float_info(meta_info.alignment),
-        step_size_mean=jnp.sum(jnp.stack([jnp.sum(leaf) for leaf in leaves])) / count,
-        step_size_min=jnp.min(
-            jnp.stack([jnp.min(leaf, initial=jnp.inf) for leaf in leaves])
-        ),
-        step_size_max=jnp.max(
-            jnp.stack([jnp.max(leaf, initial=-jnp.inf) for leaf in leaves])
-        ),
-        frozen_fraction=jnp.sum(
-            jnp.stack([jnp.sum(_float_info(leaf <= 0)) for leaf in leaves])
-        )
-        / count,
-        all_finite=jnp.isfinite(meta_loss)
-        & jnp.isfinite(weight_norm)
-        & jnp.isfinite(rate_norm),
-    )
-
-
 def _draw(
     key: types.Key | None,
     memory: types.PyTree,
     batch: types.Batch,
     batch_mask: types.Mask | None,
     remember: chex.Numeric,
-    options: _DrawOptions,
+    drawing: _Drawing,
 ) -> tuple[_Data, types.PyTree]:
     """Makes support and query from a batch and the reservoir; then stores the batch."""
     checks.check_key("key", key)
     batch = checks.as_arrays("batch", batch)
-    num_keys = 4 if options.loss_takes_key else 3
+    num_keys = 4 if drawing.loss_takes_key else 3
     keys = jax.random.split(cast(types.Key, key), num_keys)
     replay_key, shuffle_key, add_key, *more = keys
     loss_key = more[0] if more else None
     support, support_mask, rows, row_mask = batching.split_support(
-        shuffle_key, batch, batch_mask, options.inner_steps
+        shuffle_key, batch, batch_mask, drawing.inner_steps
     )
-    reservoir = options.reservoir
+    reservoir = drawing.reservoir
     if reservoir is None:
         data = _Data(support, batch, support_mask, batch_mask, key=loss_key)
         return data, memory
     checks.check_like_stored("batch", batch, memory.rows)
     replayed, replay_mask, memory = reservoir.sample_and_add(
-        replay_key, add_key, memory, options.replay_size, rows, row_mask & remember
+        replay_key, add_key, memory, drawing.replay_size, rows, row_mask & remember
     )
     query, query_mask = batching.join_replay(replayed, replay_mask, batch, batch_mask)
     weights = None
-    if options.replay_weight is not None:
-        incoming_mask = query_mask[options.replay_size :]
-        weights = batching.weigh_rows(replay_mask, incoming_mask, options.replay_weight)
+    if drawing.replay_weight is not None:
+        incoming_mask = query_mask[drawing.replay_size :]
+        weights = batching.weigh_rows(replay_mask, incoming_mask, drawing.replay_weight)
     data = _Data(support, query, support_mask, query_mask, weights, loss_key)
     return data, memory
 
@@ -311,30 +247,31 @@ def lamaml_transform(
     if meta_tx is None:
         meta_tx = clipping.clip_meta_grads(_DEFAULT_MAX_NORM)
     checks.check_transformation("meta_tx", meta_tx)
-    meta_tx = step_sizes.with_extra_args(meta_tx)
-    rule = step_sizes.make_rule(
-        "step_size_init", step_size_init, step_size_tx, weight_tx
-    )
-    value_and_grad = meta.meta_value_and_grad(loss_fn, **options)
-    objective = options.get("objective", "mean")
-    reduction = None
+    value_and_grad, reduction = meta.meta_value_and_grad(loss_fn, **options), None
     if momentum is not None:
         reduction = variance_reduction.variance_reduced(value_and_grad, momentum)
-    draw_options = _DrawOptions(
+    drawing = _Drawing(
         reservoir, replay_size, replay_weight, inner_steps, loss_takes_key
+    )
+    parts = _Parts(
+        value_and_grad,
+        reduction,
+        step_sizes.with_extra_args(meta_tx),
+        step_sizes.make_rule("step_size_init", step_size_init, step_size_tx, weight_tx),
+        model_state_fn,
     )
 
     def init_fn(params: types.Params) -> types.PyTree:
         checks.check_unmasked("params", params)
-        rule_state: types.PyTree = rule.init(params)
+        rule_state: types.PyTree = parts.rule.init(params)
         meta_params = types.MetaParams(params, rule_state.step_sizes)
         return LamamlState(
             rule_state,
-            meta_tx.init(meta_params),
+            parts.meta_tx.init(meta_params),
             None if reservoir is None else reservoir.init(),
             None if reduction is None else reduction.init(meta_params),
             jax.tree.map(jnp.array, model_state),
-            _empty_info(inner_steps, objective),
+            info.empty_info(inner_steps, options.get("objective", "mean")),
         )
 
     def update_fn(
@@ -358,60 +295,83 @@ def lamaml_transform(
         checks.check_same_tree("updates", updates, "params", params)
         checks.check_near_misses(extra_args, _DATA_ARGUMENTS)
         checks.check_data_form(support, query, batch)
-        memory = state.reservoir
         if batch is not None:
-            data, memory = _draw(key, memory, batch, batch_mask, remember, draw_options)
+            memory = state.reservoir
+            data, memory = _draw(key, memory, batch, batch_mask, remember, drawing)
+            state = state._replace(reservoir=memory)
         else:
             *_, num_steps = checks.check_support(support, support_mask)
             checks.check_equal("support", num_steps, "inner_steps", inner_steps)
             loss_key = key if loss_takes_key else None
-            data = _Data(
-                support, query, support_mask, query_mask, query_weights, loss_key
-            )
+            masks = support_mask, query_mask
+            data = _Data(support, query, *masks, query_weights, loss_key)
         if loss_takes_key:
             checks.check_key("key", data.key)
-
-        # The meta-gradient, or its running average of lower variance
-        meta_params = types.MetaParams(params, state.rule_state.step_sizes)
-        running, named = state.variance_reduction, data._asdict()
-        named["model_state"] = state.model_state
-        if reduction is None:
-            (meta_loss, meta_info), grads = value_and_grad(meta_params, **named)
-        else:
-            (meta_loss, meta_info), grads, running = reduction.apply(
-                meta_params, running, **named
-            )
-        # Extra gradients join it before meta_tx clips it
-        weight_grads = jax.tree.map(
-            lambda g, extra: g + extra.astype(g.dtype), grads.weights, updates
-        )
-        grads = grads._replace(weights=weight_grads)
-        extra_args |= {
-            "value": meta_loss,
-            "grad": grads,
-            "value_fn": checks.refuse_line_search,
-        }
-        clipped: types.PyTree
-        rule_state: types.PyTree
-        clipped, meta_tx_state = meta_tx.update(
-            grads, state.meta_tx_state, meta_params, **extra_args
-        )
-        # Step sizes first, then the weights
-        updates, rule_state = rule.update(
-            clipped.weights,
-            state.rule_state,
-            params,
-            step_size_grads=clipped.step_sizes,
-            **extra_args,
-        )
-        carried = state.model_state
-        if model_state_fn is not None:
-            # Not the meta-gradient's own key, nor one that it splits off
-            move_key = None if data.key is None else jax.random.fold_in(data.key, 2)
-            move = losses.with_extras(model_state_fn, key=move_key)
-            carried = move(params, carried, data.query)
-        info = _make_info(meta_loss, meta_info, grads, rule_state.step_sizes)
-        state = LamamlState(rule_state, meta_tx_state, memory, running, carried, info)
-        return updates, state
+        return _meta_update(parts, updates, state, params, data, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _meta_update(
+    parts: _Parts,
+    updates: optax.Updates,
+    state: LamamlState,
+    params: types.Params,
+    data: _Data,
+    extra_args: dict[str, object],
+) -> tuple[types.PyTree, LamamlState]:
+    """One meta-update on data that is at hand."""
+    # The meta-gradient, or its running average of lower variance
+    meta_params = types.MetaParams(params, state.rule_state.step_sizes)
+    running, named = state.variance_reduction, data._asdict()
+    named["model_state"] = state.model_state
+    if parts.reduction is None or running is None:
+        (meta_loss, meta_info), grads = parts.value_and_grad(meta_params, **named)
+    else:
+        (meta_loss, meta_info), grads, running = parts.reduction.apply(
+            meta_params, running, **named
+        )
+    # Extra gradients join it before meta_tx clips it
+    add = lambda g, extra: g + extra.astype(g.dtype)
+    weight_grads = jax.tree.map(add, grads.weights, updates)
+    grads = grads._replace(weights=weight_grads)
+    served = {
+        "value": meta_loss,
+        "grad": grads,
+        "value_fn": checks.refuse_line_search,
+    }
+    clipped: types.PyTree
+    rule_state: types.PyTree
+    clipped, meta_tx_state = parts.meta_tx.update(
+        grads, state.meta_tx_state, meta_params, **(extra_args | served)
+    )
+    # Step sizes first, then the weights
+    updates, rule_state = parts.rule.update(
+        clipped.weights,
+        state.rule_state,
+        params,
+        step_size_grads=clipped.step_sizes,
+        **(extra_args | served),
+    )
+    return updates, LamamlState(
+        rule_state,
+        meta_tx_state,
+        state.reservoir,
+        running,
+        _moved_model_state(parts.model_state_fn, params, state.model_state, data),
+        info.make_info(meta_loss, meta_info, grads, rule_state.step_sizes),
+    )
+
+
+def _moved_model_state(
+    move_fn: types.ModelStateFn | None,
+    params: types.Params,
+    model_state: types.ModelState,
+    data: _Data,
+) -> types.ModelState:
+    """One pass over the rows of the query, with a key that nothing else has used."""
+    if move_fn is None:
+        return model_state
+    # The meta-gradient splits its own key in two, 0 and 1.
+    key = None if data.key is None else jax.random.fold_in(data.key, 2)
+    return losses.with_extras(move_fn, key=key)(params, model_state, data.query)

@@ -40,15 +40,17 @@ MAY_IMPORT = {
     "scans": BASE,
     "grain": BASE,
     "inner_step": BASE | {"grain", "losses"},
-    "inner": BASE | {"inner_step", "scans"},
+    "inner": BASE | {"inner_step", "losses", "scans"},
     "recursion": BASE | {"grain", "inner_step", "scans"},
     "meta": BASE | {"inner", "inner_step", "losses", "recursion", "scans"},
     "diagnostics": BASE | {"losses"},
+    "info": BASE | {"meta"},
     "options": BASE | {"inner_step", "memory"},
     "transform": BASE
     | {
         "batching",
         "clipping",
+        "info",
         "losses",
         "meta",
         "options",
