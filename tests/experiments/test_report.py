@@ -341,6 +341,10 @@ class TestVariants:
             "capacity 200, acceptance published",
         ]
 
+    def test_how_often_a_run_was_evaluated_is_no_setting(self, tmp_path):
+        often, once = {"glances": 1, "eval_every": 1}, {"glances": 5, "eval_every": 20}
+        assert self.labels(tmp_path, often, once) == ["glances 1", "glances 5"]
+
     def test_equal_settings_are_told_apart_by_seeds_then_folder(self, tmp_path):
         labels = self.labels(tmp_path, {}, {"seeds": [5, 6, 7]}, {"seeds": [4, 7, 9]})
         assert labels == ["seeds 0-2", "seeds 5-7", "seeds 4 7 9"]
