@@ -209,9 +209,11 @@ def observe_stream(
         state: types.PyTree, inputs: tuple[jax.Array, types.Batch, types.Mask | None]
     ) -> tuple[types.PyTree, types.PyTree]:
         n, batch, mask = inputs
+        count = first + n
         if truncate_every is not None:
-            state = _cut_where(n % truncate_every == 0, state)
-        return learner.observe(jax.random.fold_in(key, first + n), state, batch, mask)
+            is_cut = (count > 0) & (count % truncate_every == 0)
+            state = _cut_where(is_cut, state)
+        return learner.observe(jax.random.fold_in(key, count), state, batch, mask)
 
     return jax.lax.scan(step, state, (jnp.arange(axes[0]), batches, batch_masks))
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import as_jax
 
 import lamaml_jax as lm
 
@@ -32,10 +33,6 @@ def gradients_by_hand(weights, batches, masks=None):
         design = np.concatenate([np.ones((len(x), 1)), x], axis=1)[mask]
         rows.append((error[:, None] * design).sum(0) / max(mask.sum(), 1))
     return np.array(rows)  # bias first, as leaves are sorted
-
-
-def as_jax(tree):
-    return jax.tree.map(jnp.asarray, tree)
 
 
 MASKS = np.arange(B)[None, :] < np.array([6, 4, 1, 0])[:, None]

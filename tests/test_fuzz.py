@@ -9,7 +9,7 @@ import optax
 import pytest
 import reference
 from hypothesis import given
-from small_problems import net_loss
+from problems import net_loss
 
 import lamaml_jax as lm
 

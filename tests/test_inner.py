@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import reference
 from jax.test_util import check_grads
-from small_problems import (
+from problems import (
     EXACT,
     FUSED,
     D,
     H,
     Y,
+    as_jax,
+    assert_trees_close,
     logistic_loss,
     net_loss,
     quadratic_loss,
+    tree_vdot,
 )
 
 import lamaml_jax as lm
@@ -50,28 +53,6 @@ def make_logistic(seed):
     mask[1] = False
     direction = {"w": rng.normal(size=D)}
     return weights, step_sizes, support, mask, direction
-
-
-def as_jax(tree, dtype=None):
-    def convert(x):
-        x = jnp.asarray(x)
-        return x.astype(dtype) if dtype and x.dtype.kind == "f" else x
-
-    return jax.tree.map(convert, tree)
-
-
-def tree_vdot(first, second):
-    return sum(
-        jnp.vdot(x, y)
-        for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    )
-
-
-def assert_trees_close(actual, expected, **tolerance):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, **tolerance), actual, expected
-    )
 
 
 def projected_adapt(support, direction, loss_fn=logistic_loss, **options):

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import reference
 from jax.test_util import check_grads
-from small_problems import (
+from problems import (
     EXACT,
     FUSED,
     D,
     H,
     Y,
+    as_jax,
+    assert_trees_close,
     logistic_loss,
     net_loss,
     quadratic_loss,
@@ -57,21 +59,6 @@ def make_logistic(seed):
     support = (rng.normal(size=(K, S, D)), rng.choice([-1.0, 1.0], (K, S)))
     query = (rng.normal(size=(Q, D)), rng.choice([-1.0, 1.0], Q))
     return params, support, query, SUPPORT_MASK, QUERY_MASK
-
-
-def as_jax(tree, dtype=None):
-    def convert(x):
-        x = jnp.asarray(x)
-        return x.astype(dtype) if dtype and x.dtype.kind == "f" else x
-
-    return jax.tree.map(convert, tree)
-
-
-def assert_trees_close(actual, expected, **tolerance):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, **tolerance), actual, expected
-    )
 
 
 # Layer a: closed form ---------------------------------------------------------------

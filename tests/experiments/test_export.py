@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_problems import logistic_loss
+from problems import logistic_loss
 
 import lamaml_jax as lm
 from experiments import benchmarks, methods, placement, presets, runner

@@ -1,6 +1,8 @@
-"""Losses and tolerances that the tests of inner and meta-gradients share."""
+"""Losses, tolerances and helpers that the tests of gradients share."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 D, H, Y = 3, 4, 3
 
@@ -27,3 +29,31 @@ def logistic_loss(weights, batch):
 
 def quadratic_loss(weights, batch):
     return jnp.sum((weights["w"][None, :] - batch) ** 2, axis=-1) / 2
+
+
+def as_jax(tree, dtype=None):
+    """Arrays of jax, the floating ones in ``dtype`` if it is given."""
+
+    def convert(x):
+        x = jnp.asarray(x)
+        return x.astype(dtype) if dtype and x.dtype.kind == "f" else x
+
+    return jax.tree.map(convert, tree)
+
+
+def waves(shape, phase):
+    """Numbers between -1 and 1 with no pattern that a test could lean on, float64."""
+    size = int(np.prod(shape))
+    return np.sin(1.7 * np.arange(size) + phase).reshape(shape)
+
+
+def tree_vdot(first, second):
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return sum(jnp.vdot(x, y) for x, y in pairs)
+
+
+def assert_trees_close(actual, expected, **tolerance):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, **tolerance), actual, expected
+    )
