@@ -8,7 +8,12 @@ from typing import Any
 
 from experiments import benchmarks, methods
 from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters, rates_of
+from experiments.hyperparameters import (
+    GRAINS,
+    MEMORIES,
+    Hyperparameters,
+    rates_of,
+)
 from experiments.models import INITIALIZERS
 from experiments.run_folder import FORMAT_VERSION
 
@@ -33,7 +38,10 @@ _LIMITED_BY = {
     "inner_steps": "batch_size",
     "fisher_rows": "rows_per_task",
 }
-_SHARES = ("momentum", "within_rate", "across_rate")
+_SHARES = (
+    *("momentum", "within_rate", "across_rate"),
+    *("inner_momentum", "replay_weight"),
+)
 _POSITIVE = (
     *("max_grad_norm", "inner_clip", "within_rate", "across_rate"),
     *("std_init", "mean_learning_rate"),
@@ -154,6 +162,8 @@ def check_config(config: RunConfig) -> None:
         "precision": (config.precision, PRECISIONS),
         "evaluate_on": (config.evaluate_on, PARTS),
         "initializer": (hyper.initializer, INITIALIZERS),
+        "grain": (hyper.grain or GRAINS[0], GRAINS),
+        "memory": (hyper.memory or MEMORIES[0], MEMORIES),
     }
     for name, (value, known) in choices.items():
         if value not in known:

@@ -45,6 +45,14 @@ class Hyperparameters:
     """Whether inner steps use relu of the step sizes."""
     inner_clip: float | None = None
     """Bound on each element of an inner gradient."""
+    grain: str | None = None
+    """Weights that share a step size: those of a parameter, channel, leaf, or all."""
+    inner_momentum: float | None = None
+    """Share of the last inner gradient that goes on in the next inner step."""
+    memory: str | None = None
+    """Rows that are kept: a uniform sample, or one balanced over classes."""
+    replay_weight: float | None = None
+    """Weight of the replayed rows' mean loss, which is 1 minus the incoming ones'."""
     momentum: float | None = None
     """VR-MCL: share of the running meta-gradient."""
     memory_per_task: int | None = None
@@ -74,6 +82,11 @@ class Hyperparameters:
     mean_learning_rate: float | None = None
     """Meta-BGD: learning rate of the means (eta)."""
 
+
+GRAINS = ("parameter", "channel", "leaf", "all")
+MEMORIES = ("uniform", "balanced")
+OPTIONAL = ("grain", "inner_momentum", "memory", "replay_weight")
+"""What no preset sets; the methods of ``methods/lookahead.py`` can be told."""
 
 RATES = tuple(
     name

@@ -10,6 +10,7 @@ import optax
 import lamaml_jax as lm
 from experiments.config import RunConfig
 from experiments.feeding import DataForm, make_images, make_show, task_key
+from experiments.methods.lookahead import make_inner_tx
 from experiments.methods.problem import Problem
 
 _UPDATES_PER_PROBE = 25
@@ -41,6 +42,7 @@ def make_look_ahead(
             support_mask,
             rectify=hyper.rectify,
             clip=hyper.inner_clip,
+            inner_tx=make_inner_tx(hyper),
             first_order=True,
             adapt_mask=problem.head_fn if config.method == "oml" else None,
         )

@@ -22,10 +22,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
+from experiments.hyperparameters import OPTIONAL, Hyperparameters
 
 PASSES = ("single", "multi")
 _change = dataclasses.replace
+LOOK_AHEAD = ("lamaml", "sync", "cmaml", "vrmcl", "oml")
+"""Methods of ``methods/lookahead.py``."""
 
 # On the MNIST streams: one head, first order, inner steps of one row.
 _REPLAY = Hyperparameters(capacity=200, replay_size=10, acceptance="exact")
@@ -334,16 +336,19 @@ def resolve(
                 f"no preset for method {method!r} on {benchmark!r} with {passes} pass; "
                 f"there is one on: {', '.join(elsewhere) or 'no benchmark'}"
             )
-    presets = [known[method] for method in methods]
+    presets = {method: known[method] for method in methods}
+
+    def has(method: str, name: str) -> bool:
+        if name in OPTIONAL:
+            return method in LOOK_AHEAD
+        return getattr(presets[method], name) is not None
+
     for name in given:
-        if all(getattr(preset, name) is None for preset in presets):
+        if not any(has(method, name) for method in methods):
             raise UserError(
                 f"{name}: none of these methods has it: {', '.join(methods)}"
             )
     return [
-        _change(
-            preset,
-            **{k: v for k, v in given.items() if getattr(preset, k) is not None},
-        )
-        for preset in presets
+        _change(preset, **{k: v for k, v in given.items() if has(method, k)})
+        for method, preset in presets.items()
     ]

@@ -334,10 +334,11 @@ def step_size_quantiles(state: Any) -> np.ndarray | None:
 
 
 def leaf_names(program: Program) -> list[str]:
-    """Names the leaves of a method's weights, such as ``Dense_0/kernel``."""
-    weights = program.state.weights["params"]
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
-    return [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+    """Names what a step size each belongs to, such as ``Dense_0/kernel``."""
+    step_sizes = step_sizes_of(program.state)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(step_sizes)]
+    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+    return [name.removeprefix("params/") or "all weights" for name in names]
 
 
 def _wait(arrays: Any) -> None:

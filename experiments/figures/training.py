@@ -87,15 +87,17 @@ def step_sizes(title: str, entries: Sequence[Entry]) -> Any | None:
     ]
     if not entries:
         return None
-    shown = _shown_leaves(entries[0].leaves)
-    columns = 3 if len(shown) in (3, 5, 6) else min(len(shown), 4)
-    blocks = -(-len(shown) // columns)
+    # Runs with step sizes of another grain have other leaves.
+    most = max(len(_shown_leaves(entry.leaves)) for entry in entries)
+    columns = 3 if most in (3, 5, 6) else min(most, 4)
+    blocks = -(-most // columns)
     page = figure(0.6 + 1.45 * blocks * len(entries))
     parts = page.subfigures(len(entries), 1, squeeze=False)[:, 0]
     for part, entry in zip(parts, entries, strict=True):
         panels = part.subplots(blocks, columns, sharex=True, sharey=True, squeeze=False)
         quantiles = entry.measures[name].mean(axis=0)
         tasks = np.arange(len(quantiles))
+        shown = _shown_leaves(entry.leaves)
         for axes in panels.flat[len(shown) :]:
             axes.remove()
         for axes, leaf in zip(panels.flat, shown, strict=False):

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import optax
+
 import lamaml_jax as lm
 from experiments.hyperparameters import Hyperparameters
 from experiments.methods.cost import (
@@ -13,19 +17,58 @@ from experiments.methods.cost import (
 from experiments.methods.problem import Problem
 
 
+def _step_size_init(hyper: Hyperparameters) -> Any:
+    """One number, which gives every parameter its rate, or rates of a coarser grain."""
+    value = hyper.step_size_init
+    grains = {
+        "channel": lambda leaf: jnp.full(leaf.shape[-1:], value, leaf.dtype),
+        "leaf": lambda leaf: jnp.full((), value, leaf.dtype),
+    }
+    if hyper.grain == "all":
+        return lambda weights: jnp.asarray(value, jnp.float32)
+    if hyper.grain in grains:
+        return lambda weights: jax.tree.map(grains[hyper.grain], weights)
+    return value
+
+
+def make_memory(problem: Problem, hyper: Hyperparameters) -> lm.Reservoir:
+    """Builds the memory that ``hyper`` asks for."""
+    if hyper.memory == "balanced":
+        return lm.make_balanced_reservoir(
+            hyper.capacity,
+            problem.example,
+            num_classes=problem.num_classes,
+            label_fn=_labels,
+        )
+    return lm.make_reservoir(
+        hyper.capacity, problem.example, acceptance=hyper.acceptance
+    )
+
+
+def _labels(rows: lm.Batch) -> jax.Array:
+    return rows["label"]
+
+
+def make_inner_tx(hyper: Hyperparameters) -> optax.GradientTransformation | None:
+    """What inner gradients pass through, or None."""
+    if hyper.inner_momentum is None:
+        return None
+    return optax.trace(hyper.inner_momentum)
+
+
 def _options(problem: Problem, hyper: Hyperparameters) -> dict[str, Any]:
     return {
-        "step_size_init": hyper.step_size_init,
+        "step_size_init": _step_size_init(hyper),
         "meta_tx": lm.clip_meta_grads(hyper.max_grad_norm),
         "inner_steps": hyper.inner_steps,
         "objective": hyper.objective,
         "first_order": hyper.first_order,
         "rectify": hyper.rectify,
         "clip": hyper.inner_clip,
-        "reservoir": lm.make_reservoir(
-            hyper.capacity, problem.example, acceptance=hyper.acceptance
-        ),
+        "inner_tx": make_inner_tx(hyper),
+        "reservoir": make_memory(problem, hyper),
         "replay_size": hyper.replay_size,
+        "replay_weight": hyper.replay_weight,
     }
 
 
