@@ -113,7 +113,9 @@ def scale_by_step_sizes(
             must broadcast to those of the parameters: ``[1, H]`` beside weights ``[D,
             H]`` is a rate per column. A function of the parameters returns step sizes
             that are kept as they are: ``lambda params: 0.1`` is one rate for all,
-            ``lambda params: jax.tree.map(lambda _: 0.1, params)`` one per leaf.
+            ``lambda params: jax.tree.map(lambda _: 0.1, params)`` one per leaf. Under
+            ``optax.inject_hyperparams``, which takes a function for a schedule, name it
+            in ``static_args``.
         step_size_tx: any optax transformation of the step sizes' gradients, signed as
             optimisers are (``optax.sgd(eta)``); ``optax.set_to_zero()`` freezes them.
         weight_tx: None for the asynchronous rule, or an optax optimiser

@@ -106,7 +106,9 @@ def make_rule(dtype=jnp.float32, **options):
 
 
 def keyed_loss(weights, batch, *, key):
-    factors = 1 + jax.random.uniform(key, (len(batch["x"]), 1)).astype(weights["b"])
+    factors = 1 + jax.random.uniform(key, (len(batch["x"]), 1)).astype(
+        weights["b"].dtype
+    )
     return loss_fn(weights, batch | {"y": batch["y"] * factors})
 
 
@@ -776,6 +778,7 @@ def test_tree_get_finds_the_fields_inside_a_chain(name):
     chex.assert_trees_all_equal(found["step_sizes"], alone.rule_state.step_sizes)
     if alone.reservoir is not None:
         assert isinstance(optax.tree.get(state, "reservoir"), lm.ReservoirState)
+    chex.assert_trees_all_equal(optax.tree.get(state, "model_state"), alone.model_state)
 
 
 # Seeds side by side ---------------------------------------------------------------

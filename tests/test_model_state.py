@@ -52,7 +52,7 @@ def assert_equal(first, second):
 
 
 class Network(NamedTuple):
-    """Linear, BatchNorm, tanh, dropout, linear, in one of the frameworks."""
+    """Linear without a bias, BatchNorm, tanh, dropout, linear, in one framework."""
 
     weights: Any
     model_state: Any
@@ -60,15 +60,15 @@ class Network(NamedTuple):
     """``(weights, model_state, inputs, key) -> outputs, model_state``; the key None
     evaluates: running averages, no dropout."""
     parts: Callable[..., Any]
-    """``weights -> (w1, b1, scale, bias, w2, b2)``."""
+    """``weights -> (w1, scale, bias, w2, b2)``."""
     is_debiased: bool = False
-    """Running averages start at 0, and are divided by the sum of their shares."""
+    """Running averages are divided by the sum of the shares of what was seen."""
 
 
 class LinenNet(nn.Module):
     @nn.compact
     def __call__(self, inputs, is_training):
-        hidden = nn.Dense(H)(inputs)
+        hidden = nn.Dense(H, use_bias=False)(inputs)
         hidden = nn.BatchNorm(
             use_running_average=not is_training, momentum=MOMENTUM, epsilon=EPSILON
         )(hidden)
@@ -98,14 +98,14 @@ def linen_network():
             weights[name] for name in ("Dense_0", "BatchNorm_0", "Dense_1")
         )
         affine = norm["scale"], norm["bias"]
-        return first["kernel"], first["bias"], *affine, last["kernel"], last["bias"]
+        return first["kernel"], *affine, last["kernel"], last["bias"]
 
     return Network(variables["params"], variables["batch_stats"], apply, parts)
 
 
 class NnxNet(nnx.Module):
     def __init__(self, rngs):
-        self.first = nnx.Linear(D, H, rngs=rngs)
+        self.first = nnx.Linear(D, H, use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(H, momentum=MOMENTUM, epsilon=EPSILON, rngs=rngs)
         self.dropout = nnx.Dropout(DROPOUT)
         self.last = nnx.Linear(H, Y, rngs=rngs)
@@ -133,8 +133,7 @@ def nnx_network():
     def parts(weights):
         model = nnx.merge(graph, weights, model_state)
         first, norm, last = model.first, model.norm, model.last
-        variables = (first.kernel, first.bias, norm.scale, norm.bias)
-        variables += (last.kernel, last.bias)
+        variables = first.kernel, norm.scale, norm.bias, last.kernel, last.bias
         return tuple(variable.get_value() for variable in variables)
 
     return Network(weights, model_state, apply, parts)
@@ -148,7 +147,7 @@ class EquinoxNet(eqx.Module):
 
     def __init__(self, key):
         first_key, last_key = jax.random.split(key)
-        self.first = eqx.nn.Linear(D, H, key=first_key)
+        self.first = eqx.nn.Linear(D, H, use_bias=False, key=first_key)
         self.norm = eqx.nn.BatchNorm(
             H, "rows", EPSILON, momentum=MOMENTUM, mode="batch"
         )
@@ -175,7 +174,7 @@ def equinox_network():
     def parts(weights):
         first, norm, last = weights.first, weights.norm, weights.last
         affine = norm.weight, norm.bias
-        return first.weight.T, first.bias, *affine, last.weight.T, last.bias
+        return first.weight.T, *affine, last.weight.T, last.bias
 
     return Network(weights, model_state, apply, parts, is_debiased=True)
 
@@ -256,16 +255,14 @@ def update_by_hand(loss_fn, weights, rates, batch, key):
 
 
 def statistics(parts, inputs):
-    hidden = inputs @ parts[0] + parts[1][None, :]
+    hidden = inputs @ parts[0]
     return jnp.mean(hidden, axis=0), jnp.var(hidden, axis=0)
 
 
 def evaluate_by_hand(parts, averages, inputs):
-    w1, b1, scale, bias, w2, b2 = (
-        part[None] if part.ndim == 1 else part for part in parts
-    )
+    w1, scale, bias, w2, b2 = (part[None] if part.ndim == 1 else part for part in parts)
     mean, variance = (average[None, :] for average in averages)
-    hidden = (inputs @ w1 + b1 - mean) / jnp.sqrt(variance + EPSILON)
+    hidden = (inputs @ w1 - mean) / jnp.sqrt(variance + EPSILON)
     return jnp.tanh(hidden * scale + bias) @ w2 + b2
 
 
@@ -277,7 +274,7 @@ def test_stream_equals_a_loop_by_hand_in_training_and_evaluation(name, key):
     by_hand = jax.jit(functools.partial(update_by_hand, loss_fn))
     weights = network.weights
     rates = jax.tree.map(lambda leaf: jnp.full_like(leaf, RATE), weights)
-    averages = jnp.zeros(H), jnp.full(H, float(not network.is_debiased))
+    averages = jnp.zeros(H), jnp.ones(H)
     losses = []
     for n in range(2):
         batch = jax.tree.map(lambda leaf, n=n: leaf[n], FIRST_HALF)

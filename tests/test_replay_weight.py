@@ -162,11 +162,12 @@ def test_an_empty_reservoir_leaves_the_incoming_rows_their_whole_weight():
 def test_masked_rows_are_left_out_of_the_mean_of_their_half():
     tx = make(0.5)
     state, mask = filled(tx), jnp.array([True, False, True, True])
-    result = jax.jit(functools.partial(update, tx))(state, batch_mask=mask)
+    run = jax.jit(functools.partial(update, tx))
+    result = run(state, batch_mask=mask)
     half = lambda old, new: (jnp.mean(old) + lm.losses.masked_mean(new, mask)) / 2
     assert_is(result, by_hand(half, state.reservoir, batch_mask=mask))
     # Without a valid incoming row only the replayed ones are left, with their share.
-    nothing = update(tx, state, batch_mask=jnp.zeros(B, bool))
+    nothing = run(state, batch_mask=jnp.zeros(B, bool))
     assert nothing[1].info.all_finite
     assert nothing[1].info.meta_loss > 0
 

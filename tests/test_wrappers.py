@@ -143,17 +143,23 @@ def test_each_part_is_handed_the_meta_loss_and_its_own_gradient():
 
 def test_a_plateau_of_the_meta_loss_scales_both_halves():
     """With rtol 1 nothing counts as progress, so the scale halves every time."""
-    tx = make(meta_tx=plateau(), step_size_tx=recorder(), weight_tx=optax.sgd(1.0))
-    bare = make(step_size_tx=recorder(), weight_tx=optax.sgd(1.0))
-    state, scales = tx.init(WEIGHTS), []
+    moves = {"step_size_tx": optax.sgd(1.0), "weight_tx": optax.sgd(1.0)}
+    tx, bare = make(meta_tx=plateau(), **moves), make(**moves)
     update, bare_update = jax.jit(tx.update), jax.jit(bare.update)
+    start, scales = tx.init(WEIGHTS), []
+    meta_tx_state = start.meta_tx_state
     for n in range(3):
         data = explicit_data(n)
+        state = start._replace(meta_tx_state=meta_tx_state)
         updates, state = update(ZEROS, state, WEIGHTS, **data)
-        expected, _ = bare_update(ZEROS, bare.init(WEIGHTS), WEIGHTS, **data)
-        scale = state.meta_tx_state.scale
+        expected, other = bare_update(ZEROS, bare.init(WEIGHTS), WEIGHTS, **data)
+        meta_tx_state = state.meta_tx_state
+        scale = meta_tx_state.scale
         scales.append(float(scale))
         assert_close(updates, optax.tree.scale(scale, expected), **FUSED)
+        moved, whole = (s.rule_state.step_sizes["w"] - RATE for s in (state, other))
+        # Of step sizes of order 1, rounded to 1e-7.
+        np.testing.assert_allclose(moved, scale * whole, rtol=1e-4, atol=1e-6)
     assert scales[-1] < 1
 
 
@@ -278,7 +284,8 @@ def test_what_keeps_batches_from_it_is_refused(name, around):
             tx = build(0.1)
         if around == "in a chain":
             tx = optax.chain(optax.add_decayed_weights(0.1), optax.chain(tx))
-        lm.lamaml_learner(tx).init(jax.random.key(0), WEIGHTS)
+        weights = WEIGHTS | {"b": jnp.zeros(())}
+        lm.lamaml_learner(tx).init(jax.random.key(0), weights)
 
 
 def test_the_refusal_of_multi_steps_names_what_works():
