@@ -115,15 +115,21 @@ def make_inner_rule(
             )
         if inner_tx is None:
             return grads, opt_state
-        directions, after = tx.update(grads, opt_state, weights)
-        directions = hide(directions)
         if batch.mask is None:
-            return directions, after
+            directions, after = tx.update(grads, opt_state, weights)
+            return hide(directions), after
         # A fully masked inner batch is no step, not one that momentum goes on with.
+        # inner_tx sees ones in its place: roots and norms have no slope at zero, and a
+        # NaN passes through the branch not taken.
         is_step = jnp.any(batch.mask)
-        directions = jax.tree.map(lambda d: jnp.where(is_step, d, 0), directions)
+        grads = jax.tree.map(lambda g: jnp.where(is_step, g, 1), grads)
+        directions, after = tx.update(grads, opt_state, weights)
+        zero = lambda d: jnp.where(is_step, d, 0)
         keep = lambda new, old: jnp.where(is_step, new, old)
-        return directions, jax.tree.map(keep, after, opt_state)
+        return (
+            jax.tree.map(zero, hide(directions)),
+            jax.tree.map(keep, after, opt_state),
+        )
 
     def move(
         weights: types.Params, step_sizes: types.StepSizes, directions: types.Params
