@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -102,13 +101,28 @@ def start_jax(devices: int | None, cache: bool, processes: Any = None) -> None:
         placement.join_processes(*processes)
 
 
-def _check_folders(folders: list[Path], fresh: bool) -> None:
-    """Refuses unusable folders before any work is done, and empties them if asked."""
+def _take_folders(
+    context: typer.Context, folders: list[Path], fresh: bool, locked: list[Path]
+) -> None:
+    """Locks folders until the command ends, refuses unusable ones, empties if asked.
+
+    Nothing is changed before all are known to be free and locked.
+
+    Args:
+        context: of the command.
+        folders: of the runs.
+        fresh: whether earlier runs in them are removed.
+        locked: ``folders``, or folders that hold them.
+    """
     from experiments import run_folder
 
     for folder in folders:
-        if fresh and (folder / "config.json").is_file():
-            shutil.rmtree(folder)
+        run_folder.check_free(folder)
+    tell = lambda text: console.print(text, soft_wrap=True, markup=False)
+    context.with_resource(run_folder.held(locked, tell))
+    for folder in folders:
+        if fresh and folder.exists():
+            run_folder.clear(folder)
         run_folder.check_usable(folder)
 
 
@@ -255,6 +269,7 @@ Settings = Annotated[
 
 @app.command()
 def run(
+    context: typer.Context,
     benchmark: Annotated[
         str | None,
         typer.Option(
@@ -463,9 +478,9 @@ def run(
         start_jax(devices, compile_cache, processes)
         console.quiet = not placement.is_first_process()
         if placement.is_first_process():
-            _check_folders(folders, fresh)
+            _take_folders(context, folders, fresh, folders)
     else:
-        _check_folders(folders, fresh)
+        _take_folders(context, folders, fresh, folders)
         start_jax(devices, compile_cache)
     source = sources.load_source(chosen.source, data_dir)
     groups = [
@@ -508,6 +523,7 @@ def _tell_diverged(diverged: dict[Path, list[int]]) -> None:
 
 @app.command()
 def sweep(
+    context: typer.Context,
     benchmark: Annotated[
         list[str] | None,
         typer.Option(
@@ -591,7 +607,8 @@ def sweep(
         request.configs(point.asked)
         sources.check_source(point.asked.benchmark.source, data_dir)
     folders = [out / point.folder for point in points]
-    _check_folders(folders, fresh)
+    by_method = list(dict.fromkeys(folder.parent for folder in folders))
+    _take_folders(context, folders, fresh, by_method)
     start_jax(devices, compile_cache)
     mesh = placement.make_mesh(devices)
     diverged = {}
