@@ -1,5 +1,11 @@
 """The command line: parses, checks, then calls."""
 
+from experiments import stopping
+
+if __name__ == "__main__":
+    stopping.exit_at_once()  # first of all: the imports below take their time
+
+import contextlib
 import dataclasses
 import os
 import sys
@@ -101,6 +107,11 @@ def start_jax(devices: int | None, cache: bool, processes: Any = None) -> None:
         placement.join_processes(*processes)
 
 
+def _tell(text: str) -> None:
+    """Shows a sentence as it is."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
 def _take_folders(
     context: typer.Context, folders: list[Path], fresh: bool, locked: list[Path]
 ) -> None:
@@ -118,8 +129,7 @@ def _take_folders(
 
     for folder in folders:
         run_folder.check_free(folder)
-    tell = lambda text: console.print(text, soft_wrap=True, markup=False)
-    context.with_resource(run_folder.held(locked, tell))
+    context.with_resource(run_folder.held(locked, _tell))
     for folder in folders:
         if fresh and folder.exists():
             run_folder.clear(folder)
@@ -471,6 +481,8 @@ def run(
     chosen = asked.benchmark
     sources.check_source(chosen.source, data_dir)
     name = _run_name(chosen.name, *request.protocol(asked))
+    hearing = context.with_resource(contextlib.ExitStack())
+    stop = hearing.enter_context(stopping.requests(_tell))
     out = out or Path("runs") / name
     folders = [out / method for method, _ in asked.hypers]
     if distributed:
@@ -504,6 +516,8 @@ def run(
         diverged = session.run_groups(todo, source, device_mesh, watch)
     if not placement.is_first_process():
         return
+    stop.check("every run is complete; the report is not made yet")
+    hearing.close()
     from experiments import report as reporting
 
     _tell_diverged(diverged)
@@ -608,6 +622,8 @@ def sweep(
         sources.check_source(point.asked.benchmark.source, data_dir)
     folders = [out / point.folder for point in points]
     by_method = list(dict.fromkeys(folder.parent for folder in folders))
+    hearing = context.with_resource(contextlib.ExitStack())
+    stop = hearing.enter_context(stopping.requests(_tell))
     _take_folders(context, folders, fresh, by_method)
     start_jax(devices, compile_cache)
     mesh = placement.make_mesh(devices)
@@ -615,6 +631,7 @@ def sweep(
     for name in dict.fromkeys(point.asked.benchmark.name for point in points):
         own = [point for point in points if point.asked.benchmark.name == name]
         source = sources.load_source(own[0].asked.benchmark.source, data_dir)
+        stop.check(f"the points on {name} had not begun")
         parts = [
             session.Part(each, out / point.folder)
             for point in own
@@ -624,6 +641,8 @@ def sweep(
         console.print(f"[bold]{name}[/]: {len(parts)} points; results in {out}")
         watch = session.Watch(console, checkpoint_every)
         diverged |= session.run_groups(todo, source, mesh, watch)
+    stop.check("every point is complete; the leaderboard is not made yet")
+    hearing.close()
     _tell_diverged(diverged)
     sweeping.leaderboard(folders, out, console)
 
@@ -721,6 +740,7 @@ def prepare(
     """Prepare a data set from its archives, without TensorFlow."""
     from experiments.data import prepare as preparing
 
+    stopping.exit_cleanly()
     folder = preparing.prepare(name, data_dir, archives, download)
     console.print(f"{name} is ready in {folder}")
 
@@ -797,15 +817,15 @@ def main() -> None:
 
     A run that was stopped by a signal ends with 128 plus its number, 130 for Ctrl-C.
     """
-    from experiments.progress import Stopped
-
     try:
         app()
     except UserError as error:
         _fail(str(error))
         sys.exit(2)
-    except Stopped as stop:
-        _fail(f"{stop}; the same command goes on from here")
+    except stopping.Stopped as stop:
+        same = "the same command" + " without --fresh" * ("--fresh" in sys.argv)
+        text = Text(f"{stop}; {same} goes on from there")
+        Console(stderr=True).print(text, soft_wrap=True)
         sys.exit(stop.status)
 
 
