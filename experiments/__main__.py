@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.errors import UserError
+from experiments.paths import check_local
 
 app = typer.Typer(
     name="python -m experiments",
@@ -69,9 +70,18 @@ class Passes(StrEnum):
     multi = "multi"
 
 
+def local_only(param: typer.CallbackParam, value: Any) -> Any:
+    """Refuses an option's path or paths if they are addresses of object stores."""
+    for path in value if isinstance(value, list | tuple) else [value]:
+        if path is not None:
+            check_local(param.opts[0], path)
+    return value
+
+
 DataDir = Annotated[
     Path | None,
     typer.Option(
+        callback=local_only,
         help="Folder of the prepared data sets \\[default: $TFDS_DATA_DIR or "
         "~/tensorflow_datasets]",
         show_default=False,
@@ -175,6 +185,7 @@ Config = Annotated[
     Path | None,
     typer.Option(
         "--config",
+        callback=local_only,
         help="Read options from this file: YAML, or the config.json of a run folder, "
         "which is run again. What is given here goes before what is there.",
         show_default=False,
@@ -316,6 +327,7 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
+            callback=local_only,
             help="Folder of the results \\[default: runs/BENCHMARK, with -PASSES or "
             "-SETTING if they are not the default]",
             show_default=False,
@@ -565,9 +577,9 @@ def sweep(
     stream_seed: StreamSeed = None,
     setting: SettingOption = None,
     passes: PassesOption = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs and tables.")] = Path(
-        "sweeps"
-    ),
+    out: Annotated[
+        Path, typer.Option(callback=local_only, help="Folder of the runs and tables.")
+    ] = Path("sweeps"),
     fresh: Fresh = False,
     at_a_time: Annotated[
         int | None,
@@ -649,14 +661,18 @@ def sweep(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or their parents.")],
-    out: Annotated[Path, typer.Option(help="Folder of tables and figures.")] = Path(
-        "report"
-    ),
+    runs: Annotated[
+        list[Path],
+        typer.Argument(callback=local_only, help="Run folders, or their parents."),
+    ],
+    out: Annotated[
+        Path, typer.Option(callback=local_only, help="Folder of tables and figures.")
+    ] = Path("report"),
     benches: Annotated[
         list[Path] | None,
         typer.Option(
             "--bench",
+            callback=local_only,
             help="Record of `bench --json`: its tables join the page, its scaling is "
             "drawn; repeat it for several.",
             show_default=False,
@@ -731,7 +747,11 @@ def prepare(
     data_dir: DataDir = None,
     archives: Annotated[
         Path | None,
-        typer.Option("--from", help="Folder with the data set's original archives."),
+        typer.Option(
+            "--from",
+            callback=local_only,
+            help="Folder with the data set's original archives.",
+        ),
     ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch the archives from their home.")
@@ -773,7 +793,9 @@ def bench(
     json_file: Annotated[
         Path | None,
         typer.Option(
-            "--json", help="Also write the results here, beside those of other names."
+            "--json",
+            callback=local_only,
+            help="Also write the results here, beside those of other names.",
         ),
     ] = None,
 ) -> None:
