@@ -1,8 +1,13 @@
 """The command line: parses, checks, then calls."""
 
+from experiments import stopping
+
+if __name__ == "__main__":
+    stopping.exit_at_once()  # first of all: the imports below take their time
+
+import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.errors import UserError
+from experiments.paths import check_local
 
 app = typer.Typer(
     name="python -m experiments",
@@ -64,9 +70,18 @@ class Passes(StrEnum):
     multi = "multi"
 
 
+def local_only(param: typer.CallbackParam, value: Any) -> Any:
+    """Refuses an option's path or paths if they are addresses of object stores."""
+    for path in value if isinstance(value, list | tuple) else [value]:
+        if path is not None:
+            check_local(param.opts[0], path)
+    return value
+
+
 DataDir = Annotated[
     Path | None,
     typer.Option(
+        callback=local_only,
         help="Folder of the prepared data sets \\[default: $TFDS_DATA_DIR or "
         "~/tensorflow_datasets]",
         show_default=False,
@@ -102,13 +117,32 @@ def start_jax(devices: int | None, cache: bool, processes: Any = None) -> None:
         placement.join_processes(*processes)
 
 
-def _check_folders(folders: list[Path], fresh: bool) -> None:
-    """Refuses unusable folders before any work is done, and empties them if asked."""
+def _tell(text: str) -> None:
+    """Shows a sentence as it is."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def _take_folders(
+    context: typer.Context, folders: list[Path], fresh: bool, locked: list[Path]
+) -> None:
+    """Locks folders until the command ends, refuses unusable ones, empties if asked.
+
+    Nothing is changed before all are known to be free and locked.
+
+    Args:
+        context: of the command.
+        folders: of the runs.
+        fresh: whether earlier runs in them are removed.
+        locked: ``folders``, or folders that hold them.
+    """
     from experiments import run_folder
 
     for folder in folders:
-        if fresh and (folder / "config.json").is_file():
-            shutil.rmtree(folder)
+        run_folder.check_free(folder)
+    context.with_resource(run_folder.held(locked, _tell))
+    for folder in folders:
+        if fresh and folder.exists():
+            run_folder.clear(folder)
         run_folder.check_usable(folder)
 
 
@@ -151,6 +185,7 @@ Config = Annotated[
     Path | None,
     typer.Option(
         "--config",
+        callback=local_only,
         help="Read options from this file: YAML, or the config.json of a run folder, "
         "which is run again. What is given here goes before what is there.",
         show_default=False,
@@ -255,6 +290,7 @@ Settings = Annotated[
 
 @app.command()
 def run(
+    context: typer.Context,
     benchmark: Annotated[
         str | None,
         typer.Option(
@@ -291,6 +327,7 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
+            callback=local_only,
             help="Folder of the results \\[default: runs/BENCHMARK, with -PASSES or "
             "-SETTING if they are not the default]",
             show_default=False,
@@ -456,6 +493,8 @@ def run(
     chosen = asked.benchmark
     sources.check_source(chosen.source, data_dir)
     name = _run_name(chosen.name, *request.protocol(asked))
+    hearing = context.with_resource(contextlib.ExitStack())
+    stop = hearing.enter_context(stopping.requests(_tell))
     out = out or Path("runs") / name
     folders = [out / method for method, _ in asked.hypers]
     if distributed:
@@ -463,9 +502,9 @@ def run(
         start_jax(devices, compile_cache, processes)
         console.quiet = not placement.is_first_process()
         if placement.is_first_process():
-            _check_folders(folders, fresh)
+            _take_folders(context, folders, fresh, folders)
     else:
-        _check_folders(folders, fresh)
+        _take_folders(context, folders, fresh, folders)
         start_jax(devices, compile_cache)
     source = sources.load_source(chosen.source, data_dir)
     groups = [
@@ -489,6 +528,8 @@ def run(
         diverged = session.run_groups(todo, source, device_mesh, watch)
     if not placement.is_first_process():
         return
+    stop.check("every run is complete; the report is not made yet")
+    hearing.close()
     from experiments import report as reporting
 
     _tell_diverged(diverged)
@@ -508,6 +549,7 @@ def _tell_diverged(diverged: dict[Path, list[int]]) -> None:
 
 @app.command()
 def sweep(
+    context: typer.Context,
     benchmark: Annotated[
         list[str] | None,
         typer.Option(
@@ -535,9 +577,9 @@ def sweep(
     stream_seed: StreamSeed = None,
     setting: SettingOption = None,
     passes: PassesOption = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs and tables.")] = Path(
-        "sweeps"
-    ),
+    out: Annotated[
+        Path, typer.Option(callback=local_only, help="Folder of the runs and tables.")
+    ] = Path("sweeps"),
     fresh: Fresh = False,
     at_a_time: Annotated[
         int | None,
@@ -591,13 +633,17 @@ def sweep(
         request.configs(point.asked)
         sources.check_source(point.asked.benchmark.source, data_dir)
     folders = [out / point.folder for point in points]
-    _check_folders(folders, fresh)
+    by_method = list(dict.fromkeys(folder.parent for folder in folders))
+    hearing = context.with_resource(contextlib.ExitStack())
+    stop = hearing.enter_context(stopping.requests(_tell))
+    _take_folders(context, folders, fresh, by_method)
     start_jax(devices, compile_cache)
     mesh = placement.make_mesh(devices)
     diverged = {}
     for name in dict.fromkeys(point.asked.benchmark.name for point in points):
         own = [point for point in points if point.asked.benchmark.name == name]
         source = sources.load_source(own[0].asked.benchmark.source, data_dir)
+        stop.check(f"the points on {name} had not begun")
         parts = [
             session.Part(each, out / point.folder)
             for point in own
@@ -607,20 +653,26 @@ def sweep(
         console.print(f"[bold]{name}[/]: {len(parts)} points; results in {out}")
         watch = session.Watch(console, checkpoint_every)
         diverged |= session.run_groups(todo, source, mesh, watch)
+    stop.check("every point is complete; the leaderboard is not made yet")
+    hearing.close()
     _tell_diverged(diverged)
     sweeping.leaderboard(folders, out, console)
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or their parents.")],
-    out: Annotated[Path, typer.Option(help="Folder of tables and figures.")] = Path(
-        "report"
-    ),
+    runs: Annotated[
+        list[Path],
+        typer.Argument(callback=local_only, help="Run folders, or their parents."),
+    ],
+    out: Annotated[
+        Path, typer.Option(callback=local_only, help="Folder of tables and figures.")
+    ] = Path("report"),
     benches: Annotated[
         list[Path] | None,
         typer.Option(
             "--bench",
+            callback=local_only,
             help="Record of `bench --json`: its tables join the page, its scaling is "
             "drawn; repeat it for several.",
             show_default=False,
@@ -695,7 +747,11 @@ def prepare(
     data_dir: DataDir = None,
     archives: Annotated[
         Path | None,
-        typer.Option("--from", help="Folder with the data set's original archives."),
+        typer.Option(
+            "--from",
+            callback=local_only,
+            help="Folder with the data set's original archives.",
+        ),
     ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch the archives from their home.")
@@ -704,6 +760,7 @@ def prepare(
     """Prepare a data set from its archives, without TensorFlow."""
     from experiments.data import prepare as preparing
 
+    stopping.exit_cleanly()
     folder = preparing.prepare(name, data_dir, archives, download)
     console.print(f"{name} is ready in {folder}")
 
@@ -736,7 +793,9 @@ def bench(
     json_file: Annotated[
         Path | None,
         typer.Option(
-            "--json", help="Also write the results here, beside those of other names."
+            "--json",
+            callback=local_only,
+            help="Also write the results here, beside those of other names.",
         ),
     ] = None,
 ) -> None:
@@ -780,15 +839,15 @@ def main() -> None:
 
     A run that was stopped by a signal ends with 128 plus its number, 130 for Ctrl-C.
     """
-    from experiments.progress import Stopped
-
     try:
         app()
     except UserError as error:
         _fail(str(error))
         sys.exit(2)
-    except Stopped as stop:
-        _fail(f"{stop}; the same command goes on from here")
+    except stopping.Stopped as stop:
+        same = "the same command" + " without --fresh" * ("--fresh" in sys.argv)
+        text = Text(f"{stop}; {same} goes on from there")
+        Console(stderr=True).print(text, soft_wrap=True)
         sys.exit(stop.status)
 
 

@@ -1,9 +1,6 @@
-"""What a person sees of a run while it goes on, and how they end it."""
+"""What a person sees of a run while it goes on."""
 
 import contextlib
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -18,16 +15,22 @@ from rich.progress import (
 )
 
 _LINE_EVERY_S = 30.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(Exception):
-    """A run was asked to stop, and has saved where it is."""
+@contextlib.contextmanager
+def show_step(name: str, console: Console) -> Iterator[None]:
+    """Shows what goes on: a spinner, or a line where none can turn.
 
-    def __init__(self, number: int):
-        """Keeps the signal's number, for the exit status."""
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.status = 128 + number
+    Args:
+        name: of the step, such as "compiling er".
+        console: a terminal or a notebook, or anything else.
+    """
+    if console.is_terminal or console.is_jupyter:
+        with console.status(name):
+            yield
+        return
+    console.print(name, soft_wrap=True)
+    yield
 
 
 @contextlib.contextmanager
@@ -68,35 +71,3 @@ def show_progress(
             latest = now
 
     yield show
-
-
-@contextlib.contextmanager
-def stop_requests(console: Console) -> Iterator[Callable[[], int]]:
-    """Turns the first Ctrl-C or SIGTERM into a request, and the second into the end.
-
-    Args:
-        console: told that the run will stop.
-
-    Yields:
-        A function that returns the signal's number, or 0 if none has come. Outside of
-        the main thread, where Python takes no signals, it always returns 0.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-    received = 0
-
-    def handle(number: int, frame: object) -> None:
-        del frame
-        nonlocal received
-        if received:
-            os._exit(128 + number)
-        received = number
-        console.print("saving after this task; once more to stop at once")
-
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
-    try:
-        yield lambda: received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -32,7 +32,8 @@ from experiments.history import (
     to_arrays,
 )
 from experiments.loggers import Logger
-from experiments.progress import Stopped, show_progress, stop_requests
+from experiments.progress import show_progress, show_step
+from experiments.stopping import Requests, Stopped, requests
 
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
@@ -119,6 +120,10 @@ class Watch(NamedTuple):
     """Told of every line of evaluations.jsonl."""
     find_causes: bool = False
     """Whether the first NaN of a seed that diverges is looked for."""
+
+    def tell(self, text: str) -> None:
+        """Shows a sentence as it is."""
+        self.console.print(text, soft_wrap=True, markup=False)
 
 
 class Part(NamedTuple):
@@ -288,7 +293,8 @@ def run_group(
     with (
         contextlib.closing(checkpoints),
         show_progress(config.method, total, watch.console) as show,
-        stop_requests(watch.console) as stopped_by,
+        requests(watch.tell) as stop,
+        stop.answering("saving after this task"),
     ):
         results = runner.train(
             config, program, inputs, *start, find_causes=watch.find_causes
@@ -309,20 +315,32 @@ def run_group(
             note = _note(config, num_seeds, result.task, retained, train_s)
             show(result.task + 1, note)
             is_due, signal = placement.from_first_process(
-                np.int32([checkpoints.is_due(), stopped_by()])
+                np.int32([checkpoints.is_due(), stop.number])
             ).tolist()
             if (is_due or signal) and result.task + 1 < total:
                 state = _host_state(result.state, num_seeds)
                 if any(wanted):
                     checkpoints.save(Checkpoint(state, join(histories)))
                 if signal:
-                    raise Stopped(signal)
+                    done = f"{result.task + 1} of {total} tasks of {config.method}"
+                    raise Stopped(signal, f"{done} are saved in {folder}")
     whole = join(histories)
     diverged: list[list[int]] = [[] for _ in parts]
     for n in reversed(range(len(parts))):
         if wanted[n]:
             diverged[n] = _finish(parts[n], places[n], program, inputs, whole)
     return diverged
+
+
+def _check_stop(stop: Requests, parts: Sequence[Part]) -> None:
+    """Stops all processes between two steps before a group's training."""
+    number = int(placement.from_first_process(np.int32(stop.number)))
+    if number:
+        config, folder = parts[0]
+        raise Stopped(
+            number,
+            f"the training of {config.method} in {folder} had not begun",
+        )
 
 
 def run_groups(
@@ -345,12 +363,25 @@ def run_groups(
     Raises:
         UserError: sizes or hyper-parameters that do not fit together, or a folder that
             cannot be written.
+        Stopped: by Ctrl-C or SIGTERM; what was trained is saved.
     """
+    with requests(watch.tell) as stop:
+        return _run_groups(groups, source, mesh, watch, stop)
+
+
+def _run_groups(
+    groups: Sequence[Sequence[Part]],
+    source: sources.Source,
+    mesh: Mesh,
+    watch: Watch,
+    stop: Requests,
+) -> dict[Path, list[int]]:
     diverged: dict[Path, list[int]] = {}
     for size in dict.fromkeys(len(parts) for parts in groups):
         same = [list(parts) for parts in groups if len(parts) == size]
         config = same[0][0].config
         seeds = config.seeds * size
+        _check_stop(stop, same[0])
         data = benchmarks.draw(
             config.benchmark,
             source,
@@ -362,8 +393,10 @@ def run_groups(
         configs = [[part.config for part in parts] for parts in same]
         programs = runner.compile_programs(configs, inputs)
         for parts in same:
-            with watch.console.status(f"compiling {parts[0].config.method}"):
+            _check_stop(stop, parts)
+            with show_step(f"compiling {parts[0].config.method}", watch.console):
                 program = next(programs)
+            _check_stop(stop, parts)
             lost = run_group(parts, program, inputs, watch)
             folders = [part.folder for part in parts]
             diverged |= dict(zip(folders, lost, strict=True))

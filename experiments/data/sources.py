@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.errors import UserError
+from experiments.paths import check_local
 
 
 class _TfdsForm(NamedTuple):
@@ -71,8 +72,13 @@ def source_names() -> tuple[str, ...]:
 
 
 def default_data_dir() -> Path:
-    """``$TFDS_DATA_DIR``, or where TFDS keeps its data sets."""
+    """``$TFDS_DATA_DIR``, or where TFDS keeps its data sets.
+
+    Raises:
+        UserError: the variable holds the address of an object store.
+    """
     given = os.environ.get("TFDS_DATA_DIR")
+    check_local("TFDS_DATA_DIR", Path(given or ""))
     return Path(given) if given else Path.home() / "tensorflow_datasets"
 
 
@@ -81,6 +87,7 @@ def default_cache_dir() -> Path:
     import platformdirs
 
     given = os.environ.get("LAMAML_CACHE_DIR")
+    check_local("LAMAML_CACHE_DIR", Path(given or ""))
     return Path(given) if given else platformdirs.user_cache_path("lamaml_jax")
 
 

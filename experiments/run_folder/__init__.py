@@ -11,6 +11,7 @@ from experiments.run_folder.layout import (
     NothingToReportError,
     RunFolderError,
 )
+from experiments.run_folder.locking import clear, held
 from experiments.run_folder.reading import (
     Progress,
     Run,
@@ -21,6 +22,7 @@ from experiments.run_folder.reading import (
 )
 from experiments.run_folder.writing import (
     append_evaluation,
+    check_free,
     check_usable,
     create,
     finish,
@@ -38,11 +40,14 @@ __all__ = [
     "Run",
     "RunFolderError",
     "append_evaluation",
+    "check_free",
     "check_usable",
+    "clear",
     "create",
     "find",
     "finish",
     "has_result",
+    "held",
     "make_folder",
     "progress",
     "read",

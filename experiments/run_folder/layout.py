@@ -12,6 +12,11 @@ METRICS = (
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 EVALUATIONS, ARRAYS = "evaluations.jsonl", "arrays.npz"
 CHECKPOINTS = "checkpoints"
+LOCK, HOLDER, PROBE = ".lock", ".holder.json", ".probe"
+# What a process that was killed before its run began may leave in an empty folder.
+BEFORE_A_RUN = {LOCK, HOLDER, PROBE} | {
+    f".{name}.part" for name in (CONFIG, HOLDER, PROBE)
+}
 
 
 class RunFolderError(UserError):

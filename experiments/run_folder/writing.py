@@ -32,10 +32,11 @@ def write_file(path: Path, data: bytes) -> None:
             part.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> RunFolderError:
+def unwritable(path: Path, error: OSError) -> RunFolderError:
+    """Words the case of a file that cannot be written."""
     return RunFolderError(
         f"{path.parent}: {path.name} cannot be written "
         f"({error.strerror or error}); free space there or give another --out"
@@ -51,7 +52,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
 
 
 def _plain(value: Any) -> Any:
@@ -72,6 +73,25 @@ def _write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
     write_file(folder / name, f"{text}\n".encode())
 
 
+def check_free(folder: Path) -> None:
+    """Checks, without touching it, that a folder is new, empty or of a run.
+
+    Raises:
+        RunFolderError: it holds something that is no run.
+    """
+    folder = Path(folder)
+    try:
+        if not folder.exists() or (folder / layout.CONFIG).is_file():
+            return
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if names - layout.BEFORE_A_RUN:
+        raise RunFolderError(
+            f"{folder}: holds something that is no run; give another --out"
+        )
+
+
 def check_usable(folder: Path) -> None:
     """Makes ``folder`` if need be, and checks by writing that a run can go there.
 
@@ -79,19 +99,14 @@ def check_usable(folder: Path) -> None:
         RunFolderError: it holds something that is no run, or cannot be written to.
     """
     folder = Path(folder)
-    probe = folder / ".probe"
+    check_free(folder)
+    probe = folder / layout.PROBE
     try:
-        is_run = (folder / layout.CONFIG).is_file()
-        if folder.exists() and not is_run:
-            if not folder.is_dir() or any(folder.iterdir()):
-                raise RunFolderError(
-                    f"{folder}: holds something that is no run; give another --out"
-                )
         make_folder(folder)
         write_file(probe, b"written")
         probe.unlink()
     except OSError as error:
-        raise _unwritable(probe, error) from error
+        raise unwritable(probe, error) from error
 
 
 def create(
@@ -163,7 +178,7 @@ def append_evaluation(folder: Path, record: Mapping[str, Any]) -> None:
                 file.truncate(file.read().rfind(b"\n") + 1)
             file.write(line.encode())
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def finish(

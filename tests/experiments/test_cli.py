@@ -145,6 +145,42 @@ def test_output_that_is_a_file_is_an_error(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--out", "gs://bucket/x"],
+        ["run", "--data-dir", "gs://bucket/x"],
+        ["run", "--config", "gs://bucket/x"],
+        ["sweep", "--out", "gs://bucket/x"],
+        ["report", ".", "gs://bucket/x"],
+        ["report", ".", "--out", "gs://bucket/x"],
+        ["data", "list", "--data-dir", "gs://bucket/x"],
+        ["data", "prepare", "mnist", "--from", "gs://bucket/x"],
+        ["bench", "--json", "gs://bucket/x"],
+    ],
+    ids=" ".join,
+)
+def test_an_address_is_refused_before_any_work(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = call(arguments, monkeypatch, capsys)
+    assert status == 2
+    option = arguments[-2] if arguments[-2].startswith("--") else "runs"
+    assert f"{option}: expected a path on this machine" in err
+    assert "received 'gs://bucket/x'" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_in_the_environment_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", "s3://bucket/data")
+    arguments = ["run", "-b", "mnist-rotations", "--out", tmp_path / "y"]
+    status, _, err = call(arguments, monkeypatch, capsys)
+    assert status == 2
+    assert "TFDS_DATA_DIR: expected a path on this machine" in err
+    assert not (tmp_path / "y").exists()
+
+
 def test_used_folder_that_is_no_run_is_never_overwritten(tmp_path, monkeypatch, capsys):
     (tmp_path / "er").mkdir()
     (tmp_path / "er/notes.txt").write_text("mine")

@@ -154,7 +154,12 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     process.send_signal(number)
     text, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + number, text
-    assert f"stopped by {number.name}; the same command goes on" in text
+    said = " ".join(text.split())
+    assert "saving after this task; once more to stop at once" in said
+    assert f"stopped by {number.name}: " in said
+    assert f" of 30 tasks of er are saved in {tmp_path}/parts/er; the same" in said
+    assert "same command goes on from there" in said
+    assert "error" not in said
     assert "Traceback" not in text
     done = lines.read_text().count("\n") // 2
     assert 2 <= done < 30

@@ -1,0 +1,142 @@
+"""Signals are answered in words at once, from the first import on."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import stopping
+
+ROOT = Path(__file__).parents[2]
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+
+def spawn(code):
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@BOTH
+def test_a_signal_is_a_request_that_is_told_and_looked_for(number):
+    told = []
+    before = signal.getsignal(number)
+    with stopping.requests(told.append) as stop:
+        stop.check("nothing")
+        os.kill(os.getpid(), number)
+        assert told == [
+            "stopping before the first task, when this step is done; once more to "
+            "stop at once"
+        ]
+        with pytest.raises(stopping.Stopped, match=f"{number.name}: 3 of 4") as stopped:
+            stop.check("3 of 4")
+    assert stopped.value.status == 128 + number
+    assert signal.getsignal(number) is before
+
+
+def test_what_is_told_follows_what_goes_on():
+    told = []
+    with stopping.requests(told.append) as stop, stop.answering("saving"):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert told == ["saving; once more to stop at once"]
+
+
+def test_one_inside_another_is_the_other():
+    with stopping.requests(print) as outer:
+        with stopping.requests(print) as inner:
+            assert inner is outer
+        assert signal.getsignal(signal.SIGINT) is outer
+
+
+def test_other_threads_take_no_signals():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def run():
+        with stopping.requests(print) as stop:
+            seen.append((stop.number, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(0, before)]
+
+
+def test_a_signal_within_a_line_is_still_told(capfd):
+    def busy(text):
+        raise RuntimeError("reentrant call")
+
+    with stopping.requests(busy):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert "stopping before the first task" in capfd.readouterr().err
+
+
+SCENES = {
+    "imports": ("stopping.exit_at_once()", "stopped at once; nothing is lost", 1),
+    "clean": ("stopping.exit_cleanly()", "stopping; once more to stop at once", 1),
+    "second": (
+        "(held := stopping.requests(print), held.__enter__())",
+        "stopped at once; the same command goes on",
+        2,
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize(("code", "text", "count"), SCENES.values(), ids=SCENES)
+def test_a_process_ends_in_words_with_the_signals_status(code, text, count, number):
+    process = spawn(
+        f"from experiments import stopping\nkeep = {code}\n"
+        "print('ready', flush=True)\nimport time\n"
+        "for _ in range(600): time.sleep(0.1)"
+    )
+    assert process.stdout.readline() == "ready\n"
+    for _ in range(count):
+        process.send_signal(number)
+        time.sleep(0.2)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert text in out and "Traceback" not in out
+
+
+def start(out):
+    sizes = ["--seeds", "1", "--num-tasks", "4", "--devices", "1"]
+    command = [sys.executable, "-m", "experiments", "run", "-m", "lamaml", *sizes]
+    return subprocess.Popen(
+        [*command, "--out", str(out), "--no-compile-cache"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [0.5, 1, 2, 4, "compiling", "results in"])
+def test_before_the_first_task_a_run_answers_at_once_and_stops(moment, tmp_path):
+    process = start(tmp_path)
+    if isinstance(moment, str):
+        while moment not in (line := process.stdout.readline()):
+            assert line, "the run ended"
+    else:
+        time.sleep(moment)
+    process.send_signal(signal.SIGINT)
+    line = process.stdout.readline()
+    while line and "stop" not in line:
+        line = process.stdout.readline()
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, line + rest
+    assert "once more to stop at once" in line or "stopped at once" in line, line
+    assert "Traceback" not in rest and "error" not in rest
+    assert not list(tmp_path.rglob("evaluations.jsonl")) or not any(
+        path.read_text() for path in tmp_path.rglob("evaluations.jsonl")
+    )
+    assert not list(tmp_path.rglob(".holder.json"))
