@@ -166,7 +166,8 @@ def test_update_of_any_tree_is_the_formula(tree, rate, k, q, seed, rectify):
     with jax.enable_x64(True):
         tx = lm.lamaml(
             square_loss,
-            step_size_init=rate,
+            # As arrays, whose values are not looked at: numbers < 0 are refused.
+            step_size_init=optax.tree.full_like(weights, rate),
             step_size_learning_rate=eta,
             inner_steps=k,
             meta_tx=lm.clip_meta_grads(max_norm),

@@ -153,7 +153,8 @@ def test_every_public_function_that_takes_arrays_is_here():
             and callable(value)
             and name[0].islower()
         }
-    assert named <= set(FUNCTIONS)
+    takes_no_arrays = {"with_extras"}
+    assert named - takes_no_arrays <= set(FUNCTIONS)
 
 
 @pytest.mark.parametrize(
