@@ -207,7 +207,7 @@ def observe_stream(
         state: types.PyTree, inputs: tuple[jax.Array, types.Batch, types.Mask | None]
     ) -> tuple[types.PyTree, types.PyTree]:
         n, batch, mask = inputs
-        count = first + n
+        count = jnp.asarray(first) + n
         if truncate_every is not None:
             is_cut = (count > 0) & (count % truncate_every == 0)
             state = _cut_where(is_cut, state)
