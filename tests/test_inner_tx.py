@@ -236,7 +236,6 @@ VARIANTS = {
         {"step_size_learning_rate": 0.2, "weight_learning_rate": 0.3},
     ),
     "cmaml": (lm.cmaml, {"weight_learning_rate": 0.3}),
-    "lamaml_transform": (lm.lamaml_transform, {"step_size_tx": optax.sgd(0.2)}),
 }
 
 
