@@ -483,7 +483,7 @@ def test_bfloat16_weights_learn_with_a_float32_rate():
             inner_steps=K,
             first_order=first_order,
         )
-        updates, state = tx.update(
+        updates, state = jax.jit(tx.update)(
             optax.tree.zeros_like(weights),
             tx.init(weights),
             weights,
