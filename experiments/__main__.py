@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments import printing
 from experiments.errors import UserError
 from experiments.paths import check_local
 
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="List and prepare data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-console = Console()
+console = printing.LastingConsole()
 
 _METHODS_PER_TABLE = 6
 
@@ -839,6 +840,7 @@ def main() -> None:
 
     A run that was stopped by a signal ends with 128 plus its number, 130 for Ctrl-C.
     """
+    printing.never_fail()
     try:
         app()
     except UserError as error:
