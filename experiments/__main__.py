@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments import printing
 from experiments.errors import UserError
 from experiments.paths import check_local
 
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="List and prepare data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-console = Console()
+console = printing.LastingConsole()
 
 _METHODS_PER_TABLE = 6
 
@@ -172,6 +173,12 @@ def _run_name(benchmark: str, setting: str, passes: str) -> str:
     return "-".join([benchmark, *other])
 
 
+def _words(given: list[str] | None) -> list[str] | None:
+    """Takes options that are repeated apart, and what commas join."""
+    words = [word.strip() for text in given or [] for word in text.split(",")]
+    return [word for word in words if word] or None
+
+
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """Drops what was not given, and turns choices into their words."""
     return {
@@ -196,7 +203,7 @@ Methods = Annotated[
     typer.Option(
         "--method",
         "-m",
-        help="Name from `list`; repeat it for several "
+        help="Name from `list`; repeat it or join them by commas for several "
         "\\[default: lamaml, cmaml, er, online]",
         show_default=False,
     ),
@@ -286,6 +293,30 @@ Settings = Annotated[
         rich_help_panel=HYPER_PANEL,
     ),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import lamaml_jax
+
+        typer.echo(f"lamaml_jax {lamaml_jax.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_version,
+            help="Print the version and end.",
+        ),
+    ] = False,
+) -> None:
+    """Continual-learning benchmarks of La-MAML and its baselines."""
+    del version
 
 
 @app.command()
@@ -451,7 +482,7 @@ def run(
     given = _plain(
         {
             "benchmark": benchmark,
-            "method": list(method) if method else None,
+            "method": _words(method),
             "seeds": seeds,
             "first_seed": first_seed,
             "stream_seed": stream_seed,
@@ -609,8 +640,8 @@ def sweep(
     """
     given = _plain(
         {
-            "benchmark": list(benchmark) if benchmark else None,
-            "method": list(method) if method else None,
+            "benchmark": _words(benchmark),
+            "method": _words(method),
             "seeds": seeds,
             "first_seed": first_seed,
             "stream_seed": stream_seed,
@@ -731,14 +762,24 @@ def list_data(data_dir: DataDir = None) -> None:
     table = Table(title="Data sets")
     table.add_column("data set")
     table.add_column("state")
+    is_any_missing = False
     for name in sources.source_names():
         try:
             sources.check_source(name, data_dir)
             state = "ready"
+        except sources.MissingError:
+            state, is_any_missing = "missing", True
         except UserError as error:
             state = str(error)
         table.add_row(name, state)
     console.print(table)
+    if is_any_missing:
+        console.print(
+            f"Searched {data_dir or sources.default_data_dir()}. A missing one is "
+            "prepared by `python -m experiments data prepare NAME --from FOLDER`, with "
+            "its original archives, or `--download`.",
+            markup=False,
+        )
 
 
 @data_app.command()
@@ -839,6 +880,7 @@ def main() -> None:
 
     A run that was stopped by a signal ends with 128 plus its number, 130 for Ctrl-C.
     """
+    printing.never_fail()
     try:
         app()
     except UserError as error:

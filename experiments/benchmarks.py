@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.data import sources, streams
 from experiments.errors import UserError
+from experiments.suggestions import did_you_mean
 
 STREAMS = {
     "rotations": streams.rotation_stream,
@@ -157,11 +158,12 @@ def get_benchmark(name: str) -> Benchmark:
     """Returns the benchmark called ``name``.
 
     Raises:
-        UserError: there is none; the message lists those there are.
+        UserError: there is none; the message names a close one or all there are.
     """
     if name not in BENCHMARKS:
+        known = f"; choose one of: {', '.join(BENCHMARKS)}"
         raise UserError(
-            f"unknown benchmark {name!r}; choose one of: {', '.join(BENCHMARKS)}"
+            f"unknown benchmark {name!r}{did_you_mean(name, BENCHMARKS) or known}"
         )
     return BENCHMARKS[name]
 

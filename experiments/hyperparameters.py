@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.suggestions import did_you_mean
 from experiments.values import checked, read_yaml
 
 
@@ -174,7 +175,9 @@ def check_grid(name: str, values: Any) -> list[Any]:
     """
     kinds = typing.get_type_hints(Hyperparameters)
     if name not in kinds:
-        raise UserError(f"grid: expected one of {', '.join(kinds)}, received {name!r}")
+        known = f"expected one of {', '.join(kinds)}, "
+        hint = did_you_mean(str(name), kinds)
+        raise UserError(f"grid: {'' if hint else known}received {str(name)!r}{hint}")
     if not isinstance(values, list) or not values:
         raise UserError(f"{name}: expected a list of values, received {values!r}")
     found = [checked(name, kinds[name], value) for value in values]
@@ -189,9 +192,10 @@ def _named(settings: Sequence[str], option: str) -> dict[str, Any]:
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or name not in names:
+            hint = "" if name in names else did_you_mean(name, names)
+            known = "" if hint else f" with one of {', '.join(names)}"
             raise UserError(
-                f"{option}: expected NAME=VALUE with one of {', '.join(names)}, "
-                f"received {setting!r}"
+                f"{option}: expected NAME=VALUE{known}, received {setting!r}{hint}"
             )
         if name in values:
             raise UserError(f"{option}: {name} is given twice")

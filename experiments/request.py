@@ -1,7 +1,6 @@
 """What a person asks for, in a file and on the command line, as configurations."""
 
 import dataclasses
-import difflib
 import itertools
 import typing
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from experiments.config import RunConfig, check_config
 from experiments.errors import UserError
 from experiments.hyperparameters import Hyperparameters, check_grid
 from experiments.run_folder import FORMAT_VERSION
+from experiments.suggestions import did_you_mean
 from experiments.values import checked, read_yaml
 
 DEFAULT_BENCHMARK = "digits-rotations"
@@ -94,8 +94,7 @@ def _field(name: Any, value: Any) -> Any:
             raise UserError("grid: expected hyper-parameters with lists of values")
         return {key: check_grid(key, each) for key, each in value.items()}
     if name not in _FIELDS:
-        close = difflib.get_close_matches(str(name), [*_FIELDS, "grid"], 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(str(name), [*_FIELDS, "grid"])
         raise UserError(f"unknown field {str(name)[:80]!r}{hint}")
     kind = _FIELDS[name]
     if name in ("benchmark", "method") and isinstance(value, list):

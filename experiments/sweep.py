@@ -1,8 +1,10 @@
 """Grids of hyper-parameters, chosen between without ever seeing a test row or task."""
 
+import functools
 import hashlib
 import itertools
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +20,6 @@ from experiments.rows import Row, make_rows
 from experiments.session import Part
 
 _LONGEST_NAME = 150
-# What of a run's configuration is not the benchmark's, nor for validation alone.
-_OPTIONS = ("setting", "passes", "precision")
 
 
 class Point(NamedTuple):
@@ -53,10 +53,17 @@ def plan(given: Mapping[str, Any]) -> list[Point]:
         The points, in the order of benchmarks, methods and the grid's values.
 
     Raises:
-        UserError: a name that is unknown, or a hyper-parameter that no method has.
+        UserError: no grid, a name that is unknown, or a hyper-parameter that no method
+            has.
     """
     given = dict(given)
     grid = given.pop("grid", {})
+    if not grid:
+        raise UserError(
+            "a sweep tries the values of a grid, and none was given: add for example "
+            "--grid step_size_init=0.05,0.1 --grid capacity=100,200, or a `grid` in the "
+            "file of --config; to train with the published values, use `run`"
+        )
     for name in grid:
         if name in given:
             raise UserError(f"{name}: is both in the grid and outside of it")
@@ -154,20 +161,22 @@ def leaderboard(folders: Sequence[Path], out: Path, console: Console) -> None:
     values = tables.comma_separated(rows)
     run_folder.write_file(out / "leaderboard.csv", values.encode())
     tables.show(rows, skipped, console)
+    say = functools.partial(console.print, soft_wrap=True, markup=False)
+    say(f"all points are ranked in {out / 'leaderboard.md'} and .csv")
     seen = set()
     for row in rows:  # the best first
         parent = row.run.folder.parent
         if parent not in seen:
             seen.add(parent)
             best = json.dumps(_best(row), indent=2)
-            run_folder.write_file(parent / "best.json", f"{best}\n".encode())
+            path = parent / "best.json"
+            run_folder.write_file(path, f"{best}\n".encode())
+            say(f"the best of {row.run.config['method']}, on test tasks:")
+            say(f"  python -m experiments run --config {shlex.quote(str(path))}")
 
 
 def _best(row: Row) -> dict[str, Any]:
-    config = row.run.config
-    names = (*_OPTIONS, *Hyperparameters.__dataclass_fields__)
-    return {
-        "benchmark": config["benchmark"],
-        "method": config["method"],
-        **{name: config[name] for name in names if name in config},
-    }
+    """Everything that decides a run's numbers, but that it is for validation."""
+    config = dict(row.run.config)
+    del config["evaluate_on"]
+    return config

@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments.errors import UserError
 from experiments.paths import check_local
+from experiments.suggestions import did_you_mean
 
 
 class _TfdsForm(NamedTuple):
@@ -48,6 +49,10 @@ _NUM_TEST_DIGITS = 360
 
 class DataError(UserError):
     """A data set is missing, broken or cannot be prepared; says what to do."""
+
+
+class MissingError(DataError):
+    """A data set is not prepared; says how it is."""
 
 
 class Source(NamedTuple):
@@ -95,12 +100,12 @@ def check_name(name: str) -> None:
     """Checks that there is a data set called ``name``.
 
     Raises:
-        DataError: there is none; the message lists those there are.
+        DataError: there is none; the message names a close one or all there are.
     """
     if name not in source_names():
-        raise DataError(
-            f"unknown data set {name!r}; choose one of: {', '.join(source_names())}"
-        )
+        known = f"; choose one of: {', '.join(source_names())}"
+        hint = did_you_mean(name, source_names())
+        raise DataError(f"unknown data set {name!r}{hint or known}")
 
 
 def own_folder(name: str, data_dir: Path | None) -> Path:
@@ -196,7 +201,7 @@ def check_source(name: str, data_dir: Path | None = None) -> None:
         return
     folder = dataset_folder(name, data_dir)
     if not folder.is_dir():
-        raise DataError(
+        raise MissingError(
             f"data set {name!r} is not prepared: searched {folder}. Prepare it with: "
             f"python -m experiments data prepare {name} --data-dir "
             f"{folder.parents[1]} --from FOLDER_WITH_ARCHIVES (or --download)"

@@ -22,6 +22,7 @@ from experiments.methods import (
 )
 from experiments.methods.cost import Cost
 from experiments.methods.problem import Problem
+from experiments.suggestions import did_you_mean
 
 
 class Method(NamedTuple):
@@ -93,10 +94,11 @@ def check_method(name: str) -> None:
     """Checks that there is a method called ``name``.
 
     Raises:
-        UserError: there is none; the message lists those there are.
+        UserError: there is none; the message names a close one or all there are.
     """
     if name not in METHODS:
-        raise UserError(f"unknown method {name!r}; choose one of: {', '.join(METHODS)}")
+        hint = did_you_mean(name, METHODS) or f"; choose one of: {', '.join(METHODS)}"
+        raise UserError(f"unknown method {name!r}{hint}")
 
 
 def check_setting(name: str, *, task_aware: bool, own_classes: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import lamaml_jax
 from experiments import __main__ as cli
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +69,20 @@ def test_run_makes_results_table_and_figures(tmp_path):
 
 MISTAKES = {
     "unknown benchmark": (["-b", "mnist"], "unknown benchmark 'mnist'"),
-    "unknown method": (["-m", "sgd"], "unknown method 'sgd'"),
+    "misspelt benchmark": (
+        ["-b", "mnist_rotation"],
+        "unknown benchmark 'mnist_rotation'; did you mean mnist-rotations?",
+    ),
+    "unknown method": (["-m", "sgd"], "unknown method 'sgd'; choose one of: lamaml,"),
+    "misspelt method": (
+        ["-m", "er,La-MAML"],
+        "unknown method 'La-MAML'; did you mean lamaml?",
+    ),
+    "misspelt setting": (
+        ["--set", "momentun=0.5"],
+        "--set: expected NAME=VALUE, received 'momentun=0.5'; did you mean momentum?",
+    ),
+    "method twice by a comma": (["-m", "er,er"], "each method once"),
     "aware method agnostic": (
         ["-m", "gem", "--setting", "agnostic"],
         "'gem' needs task ids",
@@ -220,7 +234,17 @@ def test_list_of_one_benchmark_shows_its_hyper_parameters_only(monkeypatch, caps
 def test_data_list_shows_what_is_ready(tmp_path, monkeypatch, capsys):
     status, out, _ = call(["data", "list", "--data-dir", tmp_path], monkeypatch, capsys)
     assert status == 0
-    assert "digits" in out and "ready" in out and "not prepared" in out
+    rows = [line for line in out.splitlines() if "mnist" in line or "digits" in line]
+    assert ["ready" in row for row in rows] == [True, False, False]
+    assert all("missing" in row for row in rows[1:]), "a row of more than a line"
+    assert str(tmp_path) in "".join(out.split())
+    assert "data prepare NAME" in " ".join(out.split())
+
+
+def test_version_is_the_librarys(monkeypatch, capsys):
+    status, out, _ = call(["--version"], monkeypatch, capsys)
+    assert status == 0
+    assert out == f"lamaml_jax {lamaml_jax.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["run", "report", "list", "data", "bench"])

@@ -25,6 +25,7 @@ from experiments.data import sources
 from experiments.errors import UserError
 from experiments.hyperparameters import RATES, rates_of
 
+GRID = {"grid": {"capacity": [10, 20]}}
 SIZES = {"num_tasks": 2, "rows_per_task": 20, "seeds": 2}
 
 
@@ -61,14 +62,16 @@ def test_points_that_differ_in_rates_only_make_one_group():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({}, "none was given: add for example --grid step_size_init"),
+        ({"grid": {}}, "to train with the published values, use `run`"),
         ({"grid": {"momentum": [0.5]}}, "momentum: none of these methods has it"),
         (
             {"grid": {"capacity": [5]}, "capacity": 5},
             "capacity: is both in the grid and outside",
         ),
-        ({"method": ["er", "er"]}, "each method once"),
-        ({"benchmark": ["digits"]}, "unknown benchmark 'digits'"),
-        ({"method": "sgd"}, "no preset|unknown method 'sgd'"),
+        ({**GRID, "method": ["er", "er"]}, "each method once"),
+        ({**GRID, "benchmark": ["digits"]}, "unknown benchmark 'digits'"),
+        ({**GRID, "method": "sgd"}, "no preset|unknown method 'sgd'"),
     ],
 )
 def test_what_cannot_be_swept_is_told(given, message):
@@ -253,12 +256,17 @@ def test_an_interrupted_group_goes_on(tmp_path, monkeypatch, quick_compile):
         for name in whole.arrays:
             np.testing.assert_array_equal(parts.arrays[name], whole.arrays[name])
     assert not list((tmp_path / "parts").rglob("checkpoints"))
+    console = quiet()
     sweep.leaderboard(
-        [tmp_path / "parts" / point.folder for point in points], tmp_path, quiet()
+        [tmp_path / "parts" / point.folder for point in points], tmp_path, console
     )
+    said = console.file.getvalue()
+    assert f"ranked in {tmp_path}/leaderboard.md" in said
+    best = tmp_path / "parts/digits-rotations/er/best.json"
+    assert f"  python -m experiments run --config {best}\n" in said
     text = (tmp_path / "leaderboard.md").read_text()
     assert "digits-rotations-validation" in text and "learning rate 0.05" in text
-    best = json.loads((tmp_path / "parts/digits-rotations/er/best.json").read_text())
+    best = json.loads(best.read_text())
     ra = {
         point.folder.name: run_folder.read(tmp_path / "parts" / point.folder)
         .summary["retained_accuracy"]
@@ -271,4 +279,10 @@ def test_an_interrupted_group_goes_on(tmp_path, monkeypatch, quick_compile):
         request.read_file(tmp_path / "parts/digits-rotations/er/best.json")
     )
     (config,) = request.configs(asked)
-    assert config.evaluate_on == "test" and config.benchmark.num_tasks == 20
+    (swept,) = request.configs(points[0].asked)
+    rate = best["learning_rate"]
+    assert config == dataclasses.replace(
+        swept,
+        evaluate_on="test",
+        hyper=dataclasses.replace(swept.hyper, learning_rate=rate),
+    )
