@@ -48,6 +48,7 @@ def _mean(values: tuple[float, ...]) -> float:
 
 _TWENTY = {"num_tasks": 20, "rows_per_task": 1000, "glances": 5}
 _TWENTY_200 = {**_TWENTY, "capacity": 200}
+_TWENTY_ER = {**_TWENTY, "learning_rate": 0.1}
 _MANY = {"num_tasks": 100, "rows_per_task": 200, "capacity": 500}
 _ROTATIONS, _PERMUTATIONS = "mnist-rotations", "mnist-permutations"
 
@@ -65,9 +66,16 @@ _MNIST = (
         (86.1, 85.9, 85.6),
         _TWENTY_200,
     ),
-    _code(_ROTATIONS, "cmaml", (77.9, 77.6), (-7.1, -7.7), (85.0, 85.2), _TWENTY_200),
+    _code(
+        _ROTATIONS,
+        "cmaml",
+        (77.9, 77.6),
+        (-7.1, -7.7),
+        (85.0, 85.2),
+        {**_TWENTY_200, "step_size_init": 0.1},
+    ),
     _code(_ROTATIONS, "sync", (71.5, 69.5), (-14.9, -16.3), (86.4, 85.8), _TWENTY_200),
-    _code(_ROTATIONS, "er", (68.7,), (-18.5,), (87.2,), _TWENTY),
+    _code(_ROTATIONS, "er", (68.7,), (-18.5,), (87.2,), _TWENTY_ER),
     _code(_ROTATIONS, "gem", (66.2,), (-18.8,), (85.0,), _TWENTY),
     _code(_ROTATIONS, "agem", (62.8,), (-22.6,), (85.4,), _TWENTY),
     _code(_ROTATIONS, "online", (45.7,), (-39.8,), (85.5,), _TWENTY),
@@ -81,7 +89,7 @@ _MNIST = (
     _code(
         _PERMUTATIONS, "sync", (57.8, 60.4), (-22.2, -20.0), (80.0, 80.4), _TWENTY_200
     ),
-    _code(_PERMUTATIONS, "er", (66.8,), (-17.0,), (83.8,), _TWENTY),
+    _code(_PERMUTATIONS, "er", (66.8,), (-17.0,), (83.8,), _TWENTY_ER),
     _code(_PERMUTATIONS, "online", (55.1,), (-26.8,), (81.9,), _TWENTY),
     _code("mnist-many", "lamaml", (46.8,), (-14.5,), (61.4,), {**_MANY, "glances": 10}),
     _code("mnist-many", "cmaml", (46.1,), (-21.8,), (67.9,), {**_MANY, "glances": 5}),
