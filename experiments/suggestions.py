@@ -15,9 +15,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         A question such as ``"; did you mean lamaml?"``, or "" if nothing is close.
 
     >>> did_you_mean("la-maml", ["er", "lamaml"])
-    "; did you mean lamaml?"
+    '; did you mean lamaml?'
     >>> did_you_mean("MNIST_rotations", ["mnist-many", "mnist-rotations"])
-    "; did you mean mnist-rotations?"
+    '; did you mean mnist-rotations?'
     >>> did_you_mean("sgd", ["er", "lamaml"])
     ''
     """

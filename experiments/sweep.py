@@ -61,8 +61,8 @@ def plan(given: Mapping[str, Any]) -> list[Point]:
     if not grid:
         raise UserError(
             "a sweep tries the values of a grid, and none was given: add for example "
-            "--grid step_size_init=0.05,0.1 --grid capacity=100,200, or a `grid` in the "
-            "file of --config; to train with the published values, use `run`"
+            "--grid step_size_init=0.05,0.1 --grid capacity=100,200, or a `grid` in "
+            "the file of --config; to train with the published values, use `run`"
         )
     for name in grid:
         if name in given:

@@ -81,7 +81,11 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
 
 
 def lamaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
-    """La-MAML: learned step sizes in the inner loop and for the weights."""
+    """La-MAML: learned step sizes in the inner loop and for the weights.
+
+    References:
+        Gupta et al. 2020, arXiv:2007.13904, algorithm 1.
+    """
     tx = lm.lamaml(
         problem.loss_fn,
         step_size_learning_rate=hyper.step_size_learning_rate,
@@ -91,7 +95,11 @@ def lamaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
 
 
 def sync(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
-    """Sync: learned step sizes in the inner loop, a fixed rate for the weights."""
+    """Sync: learned step sizes in the inner loop, a fixed rate for the weights.
+
+    References:
+        Gupta et al. 2020, arXiv:2007.13904.
+    """
     tx = lm.sync_lamaml(
         problem.loss_fn,
         step_size_learning_rate=hyper.step_size_learning_rate,
@@ -102,7 +110,11 @@ def sync(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
 
 
 def cmaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
-    """C-MAML: fixed rates in both loops."""
+    """C-MAML: fixed rates in both loops.
+
+    References:
+        Gupta et al. 2020, arXiv:2007.13904.
+    """
     tx = lm.cmaml(
         problem.loss_fn,
         weight_learning_rate=hyper.learning_rate,

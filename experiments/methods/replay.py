@@ -123,7 +123,11 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
 
 
 def er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
-    """Experience replay: SGD on incoming and replayed rows together."""
+    """ER, experience replay: SGD on incoming and replayed rows together.
+
+    References:
+        Chaudhry et al. 2019, arXiv:1902.10486.
+    """
     reservoir = lm.make_reservoir(
         hyper.capacity, problem.example, acceptance=hyper.acceptance
     )
@@ -131,7 +135,11 @@ def er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
 
 
 def online(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
-    """Online: SGD on the incoming rows alone."""
+    """Online: SGD on the incoming rows alone.
+
+    References:
+        Gupta et al. 2020, arXiv:2007.13904, a baseline.
+    """
     return _sgd_learner(problem, hyper, None)
 
 
@@ -139,5 +147,8 @@ def iid(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     """IID: Online on the rows of all tasks mixed, an upper bound.
 
     The rows are mixed by whoever shows them, see ``Method.mixes_tasks``.
+
+    References:
+        Gupta et al. 2020, arXiv:2007.13904, a baseline.
     """
     return _sgd_learner(problem, hyper, None)

@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 import lamaml_jax
 from experiments import __main__ as cli
+from experiments import benchmarks, listing, methods
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--seeds", "2", "--num-tasks", "2", "--rows-per-task", "20"]
@@ -214,11 +217,29 @@ def test_report_without_runs_is_an_error(tmp_path, monkeypatch, capsys):
     assert "no run folder" in err
 
 
-def test_list_shows_benchmarks_methods_and_presets(monkeypatch, capsys):
+def test_list_shows_every_benchmark_and_what_every_method_is(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = call(["list"], monkeypatch, capsys)
     assert status == 0
-    for word in ("mnist-many", "fashion-mnist-rotations", "lamaml", "step_size_init"):
-        assert word in out
+    assert len(out.splitlines()) < 60
+    assert max(map(len, out.splitlines())) <= 80
+    said = " ".join(out.split())
+    for name in (*benchmarks.BENCHMARKS, *methods.METHODS):
+        assert f"\n{name} " in out
+    for name in methods.METHODS:
+        sentence, paper = listing.method_line(name)
+        assert sentence.endswith(".") and paper, name
+        assert f"{name} {sentence} {paper}" in said
+
+
+@pytest.mark.parametrize("benchmark", benchmarks.BENCHMARKS)
+def test_values_of_a_benchmark_are_shown_whole(benchmark, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = call(["list", benchmark], monkeypatch, capsys)
+    assert status == 0
+    for name in ("step_size_init", "step_size_learning_rate", "memory_per_task"):
+        assert name in out
+    assert "…" not in out
 
 
 def test_list_of_one_benchmark_shows_its_hyper_parameters_only(monkeypatch, capsys):
@@ -247,11 +268,24 @@ def test_version_is_the_librarys(monkeypatch, capsys):
     assert out == f"lamaml_jax {lamaml_jax.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["run", "report", "list", "data", "bench"])
-def test_help_teaches(command, monkeypatch, capsys):
-    status, out, _ = call([command, "--help"], monkeypatch, capsys)
+HELP = ["run", "sweep", "report", "list", "bench", "data list", "data prepare"]
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_names_every_option_whole_at_80_columns(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = call([*command.split(), "--help"], monkeypatch, capsys)
     assert status == 0
     assert "Usage" in out
+    assert max(map(len, out.splitlines())) <= 80
+    told = typer.main.get_command(cli.app)
+    for name in command.split():
+        told = told.commands[name]
+    options = [o for p in told.params for o in (*p.opts, *p.secondary_opts)]
+    assert len(options) == len(set(options))
+    for option in options:
+        if option.startswith("-"):
+            assert re.search(rf"{option}(?![\w…-])", out), option
 
 
 def test_diverged_seeds_end_with_an_error_but_keep_the_results(
