@@ -28,12 +28,11 @@ class Spread(NamedTuple):
     """Sample standard deviation (divided by n - 1); NaN for one seed."""
 
     def __str__(self) -> str:
-        """Mean and sd to one decimal, n/a for what is not known."""
+        """Mean and sd to one decimal; n/a without a mean, the mean alone without sd."""
         if np.isnan(self.mean):
             return "n/a"
-        return f"{self.mean:z.1f} ± " + (
-            "n/a" if np.isnan(self.sd) else f"{self.sd:.1f}"
-        )
+        sd = "" if np.isnan(self.sd) else f" ± {self.sd:.1f}"
+        return f"{self.mean:z.1f}{sd}"
 
 
 class Row(NamedTuple):

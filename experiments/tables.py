@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ _AUTHORS = "authors' "
 # Narrower terminals break the lines; squeezed, the table would lose its methods.
 _TABLE_WIDTH = 80
 _HEADINGS = ("RA", "BTI", "LA", "FWT")
+_PUBLISHED = ("authors' RA %", "authors' BTI")
+_WORDS = ("benchmark", "method", *_PUBLISHED, "remark")
 
 
 def _remark(row: Row) -> str:
@@ -61,10 +64,23 @@ def memory_text(row: Row) -> str:
     return f"{float(f'{row.memory_bytes / 1e6:.2g}'):g}"
 
 
+def _without_empty(table: list[list[str]], names: Sequence[str]) -> list[list[str]]:
+    """Leaves out those of the named columns that say nothing in any line."""
+    head, *body = table
+    kept = [
+        name not in names or any(line[column] for line in body)
+        for column, name in enumerate(head)
+    ]
+    return [list(itertools.compress(line, kept)) for line in table]
+
+
 def lines(rows: Sequence[Row]) -> list[list[str]]:
-    """Rounded figures beside the published ones, settings, remarks; heading first."""
-    head = ["benchmark", "method", "RA %", *_HEADINGS[1:], "seeds", "authors' RA %"]
-    head += ["authors' BTI", "capacity", "glances", "gradients per row"]
+    """Rounded figures beside the published ones, settings, remarks; heading first.
+
+    Where none of the rows has published figures, there are no columns for them.
+    """
+    head = ["benchmark", "method", "RA %", *_HEADINGS[1:], "seeds", *_PUBLISHED]
+    head += ["capacity", "glances", "gradients per row"]
     head += ["memory MB", "train CPU s per seed", "remark"]
     found = [head]
     for row in rows:
@@ -75,7 +91,7 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
         cells = [row.benchmark, row.label, *map(str, row.spreads), str(row.num_used)]
         asked = [gradients_text(row), memory_text(row), cpu]
         found.append([*cells, *others, *settings, *asked, _remark(row)])
-    return found
+    return _without_empty(found, _PUBLISHED)
 
 
 NOTE = (
@@ -92,7 +108,7 @@ NOTE = (
 def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:
     """The table of ``lines``, what its columns mean, and what is not in it."""
     head, *body = lines(rows)
-    rule = ["---"] * 2 + ["---:"] * 5 + ["---"] * 2 + ["---:"] * 5 + ["---"]
+    rule = ["---" if name in _WORDS else "---:" for name in head]
     text = "".join(
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n"
         for line in [head, rule, *body]
@@ -136,19 +152,22 @@ def show(rows: Sequence[Row], skipped: Sequence[str], console: Console) -> None:
         table = Table(title=benchmark, box=None, pad_edge=False, collapse_padding=True)
         table.width = _TABLE_WIDTH if console.width < _TABLE_WIDTH else None
         table.add_column("method", overflow="fold")
-        headings = ("RA %", *_HEADINGS[1:], "n", "authors'\nRA / BTI")
-        headings += ("grads\n/ row", "CPU s")
+        part = [row for row in rows if row.benchmark == benchmark]
+        are_published = any(row.entry.published for row in part)
+        headings = ["RA %", *_HEADINGS[1:], "n"]
+        headings += ["authors'\nRA / BTI"] * are_published
+        headings += ["grads\n/ row", "CPU s"]
         for name in headings:
             table.add_column(name, justify="right", no_wrap=True)
-        part = [row for row in rows if row.benchmark == benchmark]
         for row in part:
             pairs = [(p.ra, p.bti) for p in row.entry.published[:1]]
             text = "".join(f"{ra:.1f} / {bti:.1f}" for ra, bti in pairs)
             cpu = "" if row.cpu_s is None else f"{row.cpu_s:.1f}"
             total = row.run.seeds.size
             count = f"{row.num_used}" + (f"/{total}" if row.num_used < total else "")
-            cells = [*map(str, row.spreads), count, text.replace("nan", "n/a"), cpu]
-            cells.insert(-1, gradients_text(row))
+            cells = [*map(str, row.spreads), count]
+            cells += [text.replace("nan", "n/a")] * are_published
+            cells += [gradients_text(row), cpu]
             table.add_row(escape(row.label), *cells)
         console.print(table, crop=False)
         for row in part:
