@@ -300,15 +300,19 @@ def check_grain(
     jax.tree.map_with_path(check, step_sizes, like)
 
 
+def _is_number(value: types.PyTree) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_meta_params(params: types.MetaParams) -> types.MetaParams:
     """Checks slow weights and step sizes, and returns them as arrays.
 
-    Both are floating, and step sizes have any grain; a Python float is one rate.
+    Both are floating, and step sizes have any grain; a Python number is one rate.
     """
     weights, step_sizes = params
     check_floating("weights", weights)
     step_sizes = jax.tree.map(
-        lambda rate: jnp.asarray(rate) if isinstance(rate, float) else rate, step_sizes
+        lambda rate: jnp.asarray(float(rate)) if _is_number(rate) else rate, step_sizes
     )
     check_floating("step_sizes", step_sizes)
     check_grain("step_sizes", step_sizes, "weights", weights)
@@ -427,8 +431,8 @@ def check_losses(losses: types.PyTree, num_rows: int, *, masked: bool) -> None:
         )
     if losses.shape == () and masked:
         raise ValueError(
-            f"loss_fn: expected losses of shape ({num_rows},) because rows are masked, "
-            "received a scalar; return one loss per example"
+            f"loss_fn: expected losses of shape ({num_rows},) because rows are masked "
+            "or weighed, received a scalar; return one loss per example"
         )
     if losses.shape not in ((), (num_rows,)):
         raise ValueError(
@@ -515,7 +519,7 @@ def check_covers(name: str, tree: types.PyTree, like: types.PyTree) -> None:
 def check_rate(name: str, value: types.PyTree) -> None:
     """Checks one initial step size: a real number, not negative, or an array of it."""
     dtype = getattr(value, "dtype", None)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = _is_number(value)
     if not is_number and not (
         dtype is not None
         and any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))

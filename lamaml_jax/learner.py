@@ -163,10 +163,11 @@ def observe_stream(
     """Shows a learner a sequence of batches in one ``jax.lax.scan``.
 
     Everything can be differentiated with respect to whatever the state and the learner
-    are made of. ``truncate_every=n`` cuts that derivative before every n-th batch, so
-    that it never passes through more than n; to differentiate through the last n of N
-    batches only, show the others first and go on from
-    ``jax.lax.stop_gradient(state)`` with ``first=N - n``.
+    are made of. ``truncate_every=n`` cuts that derivative between batches n - 1 and n,
+    2n - 1 and 2n, and so on, counted as the keys are from ``first``, so that it never
+    passes through more than n; to differentiate through the last n of N batches only,
+    show the others first and go on from ``jax.lax.stop_gradient(state)`` with
+    ``first=N - n``.
 
     Args:
         learner: any ``Learner``.

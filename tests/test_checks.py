@@ -261,14 +261,14 @@ MISTAKES = {
     "scalar loss with masked support": (
         lambda: adapt(loss=scalar_loss, mask=jnp.ones((2, 2), bool)),
         ValueError,
-        "loss_fn: expected losses of shape (2,) because rows are masked, received a "
-        "scalar",
+        "loss_fn: expected losses of shape (2,) because rows are masked or "
+        "weighed, received a scalar",
     ),
     "scalar loss with masked query": (
         lambda: meta(loss=scalar_loss, masks=(None, jnp.ones(4, bool))),
         ValueError,
-        "loss_fn: expected losses of shape (4,) because rows are masked, received a "
-        "scalar",
+        "loss_fn: expected losses of shape (4,) because rows are masked or "
+        "weighed, received a scalar",
     ),
     "shape of losses": (
         lambda: adapt(loss=lambda w, b: b),

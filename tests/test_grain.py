@@ -409,12 +409,12 @@ def make_learner(rates, **options):
         replay_size=2,
         **options,
     )
-    return lm.lamaml_learner(tx, glances=2)
+    return lm.lamaml_learner(tx)
 
 
 def test_learner_keeps_the_grain_under_scan_vmap_and_shard_map():
     rates = positive(GRAINS["channels shared by leaves"])
-    learner = make_learner(rates, momentum=0.5, first_order=True)
+    learner = make_learner(rates, first_order=True)
     weights = as_jax(WEIGHTS, jnp.float32)
     batches = as_jax((waves((3, B, D), 0.4), waves((3, B), 0.5)), jnp.float32)
 
@@ -445,16 +445,14 @@ def test_learner_keeps_the_grain_under_scan_vmap_and_shard_map():
     assert_trees_close(jax.device_get(jax.jit(sharded)(keys)), batched, **FUSED)
 
 
-@pytest.mark.parametrize("name", ["one", "channels shared by leaves"])
-def test_rates_vary_over_devices_as_their_weights_do(name):
+def test_a_rate_varies_over_devices_as_its_weights_do():
     """Else the gradients of a rate would be added up over the devices."""
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices, of which this process has one")
-    rates = as_jax(positive(GRAINS[name]), jnp.float32)
+    rates = jnp.float32(0.3)
     mesh = Mesh(np.array(jax.devices()[:2]), ("seeds",))
-    tx = lm.lamaml_transform(
-        loss_fn, step_size_init=lambda _: rates, inner_steps=K, first_order=True
-    )
+    # Second order: a vjp adds up over devices what does not vary over them.
+    tx = lm.lamaml_transform(loss_fn, step_size_init=lambda _: rates, inner_steps=K)
     support, query = make_data(jnp.float32)
 
     def update(weights):

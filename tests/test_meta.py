@@ -397,9 +397,9 @@ def test_query_weights_mix_what_the_rows_give_alone(x64, options):
     np.testing.assert_allclose(info.query_losses, mix(infos.query_losses), **EXACT)
     assert_trees_close(grads, jax.tree.map(mix, each), **EXACT)
     # The mean over the valid rows is one choice of them.
-    uniform = query_mask.astype(float) / jnp.sum(query_mask).astype(float)
+    valid = query_mask.astype(loss.dtype)
     mean = jax.jit(fn)(params, support, query, support_mask, query_mask)
-    assert_trees_close(weighed(uniform), mean, **EXACT)
+    assert_trees_close(weighed(valid / jnp.sum(valid)), mean, **EXACT)
 
 
 @pytest.mark.parametrize("first_order", [False, True])
