@@ -149,6 +149,7 @@ def test_batch_insert_equals_one_by_one():
     jax.tree.map(np.testing.assert_array_equal, state, together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replace", [True, False])
 @pytest.mark.parametrize("num_stored", [0, 2, 30])
 def test_sample_and_add_equals_sample_then_add(replace, num_stored):

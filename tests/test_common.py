@@ -315,6 +315,7 @@ def test_half_precision_updates_are_finite_and_near_single_precision(name):
     assert_close(*results, rtol=0.1, atol=0.01)
 
 
+@pytest.mark.slow
 @each_transform
 def test_every_wrapper_traces_and_keeps_the_state_structure(name):
     member = TRANSFORMS[name]
@@ -435,6 +436,7 @@ def test_ten_updates_trace_once(name):
     chex.assert_tree_all_finite((weights, optax.tree.get(state, "step_sizes")))
 
 
+@pytest.mark.slow
 @some_transforms
 def test_scan_equals_a_python_loop(name):
     tx, update = jitted(name)
@@ -868,6 +870,7 @@ def test_learner_traces_once(name):
     chex.assert_tree_all_finite(state.weights)
 
 
+@pytest.mark.slow
 @some_learners
 def test_learner_in_scan_and_cond_equals_a_loop(name):
     learner, observe = jitted_learner(name)
@@ -930,6 +933,7 @@ def test_learner_under_vmap_equals_a_loop(name):
     assert_close(got, stack(expected), **FUSED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lamaml_glances"])
 def test_whole_streams_under_shard_map_equal_one_device(name):
     mesh = two_devices()

@@ -71,6 +71,7 @@ def option_sets(draw):
     }
 
 
+@pytest.mark.slow
 @few
 @given(problems(), option_sets())
 def test_meta_gradient_is_the_references(problem, options):
@@ -124,6 +125,7 @@ def square_loss(weights, batch):
     return rows * total.astype(rows.dtype) / 2
 
 
+@pytest.mark.slow
 @few
 @given(
     trees(shapes),
@@ -197,6 +199,7 @@ def test_update_of_any_tree_is_the_formula(tree, rate, k, q, seed, rectify):
         assert leaf.shape == like.shape and leaf.dtype == jnp.float64
 
 
+@pytest.mark.slow
 @few
 @given(
     st.lists(

@@ -163,6 +163,7 @@ def test_meta_gradients_are_sums_of_those_of_the_full_tree(x64, options):
         assert_trees_close(grads.step_sizes, expected, **EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one per leaf", "channels shared by leaves"])
 def test_adapt_takes_rates_that_many_weights_share(x64, name):
     support, _ = make_data()
@@ -341,6 +342,7 @@ def run_updates(rates, num_updates=2, **options):
     return run((weights, tx.init(weights)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "momentum"),
     [
@@ -412,6 +414,7 @@ def make_learner(rates, **options):
     return lm.lamaml_learner(tx)
 
 
+@pytest.mark.slow
 def test_learner_keeps_the_grain_under_scan_vmap_and_shard_map():
     rates = positive(GRAINS["channels shared by leaves"])
     learner = make_learner(rates, first_order=True)

@@ -130,6 +130,7 @@ UPDATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UPDATES)
 def test_derivatives_through_updates_equal_central_differences(name):
     options = UPDATES[name]
@@ -213,6 +214,7 @@ ROUTES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES, ids=str)
 def test_first_and_second_derivative_through_ten_updates(route):
     gradient, step, start = (
@@ -290,6 +292,7 @@ def stream_losses(hyper, *, truncate_every=None, **options):
     return jnp.append(info.meta_loss[:, 0], end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_order", [False, True])
 def test_derivatives_through_the_learners_scan_equal_central_differences(first_order):
     # A truncation that is as long as the stream leaves them whole.

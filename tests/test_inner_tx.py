@@ -125,6 +125,7 @@ ROUTES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_route_equals_a_plain_loop(x64, name):
     options, inner_tx = OPTIONS[name], TXS["chain"]
@@ -239,6 +240,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_updates_equal_plain_loops_with_new_inner_states(x64, name, first_order):

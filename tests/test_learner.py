@@ -144,6 +144,7 @@ def test_a_fully_masked_batch_leaves_weights_and_reservoir_as_they_are():
     assert jnp.all(info.all_finite)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_stream_equals_a_loop_with_folded_keys(masked):
     learner, _ = learner_and_tx()
@@ -220,6 +221,7 @@ def digits_loss(weights, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constructor", [lm.lamaml, lm.sync_lamaml, lm.cmaml])
 def test_a_stream_of_two_digit_tasks_is_learned(constructor):
     datasets = pytest.importorskip("sklearn.datasets")

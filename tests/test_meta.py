@@ -147,6 +147,7 @@ def test_every_switch_equals_the_numpy_reference(
     assert_equals_reference(fn, 11, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "objective"), [("single_head", "mean"), ("multi_head", "last")]
 )

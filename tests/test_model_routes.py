@@ -130,6 +130,7 @@ def test_all_draws_of_an_update_differ_and_those_of_the_next_one_too(key):
     assert len(set(draws)) == 2 * 2 * 2 * K
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -266,6 +266,7 @@ def evaluate_by_hand(parts, averages, inputs):
     return jnp.tanh(hidden * scale + bias) @ w2 + b2
 
 
+@pytest.mark.slow
 @each_network
 def test_stream_equals_a_loop_by_hand_in_training_and_evaluation(name, key):
     network, loss_fn, _ = network_and_learner(name)
@@ -301,6 +302,7 @@ def test_stream_equals_a_loop_by_hand_in_training_and_evaluation(name, key):
     assert_close(outputs, expected, **FUSED)
 
 
+@pytest.mark.slow
 @each_network
 def test_seeds_side_by_side_carry_states_of_their_own(name, key):
     network, _, learner = network_and_learner(name)
@@ -326,6 +328,7 @@ def test_seeds_side_by_side_carry_states_of_their_own(name, key):
     assert any(jnp.any(leaf[0] != leaf[1]) for leaf in moved)
 
 
+@pytest.mark.slow
 @each_network
 def test_stored_state_goes_on_bit_for_bit(name, key):
     run = jitted_stream(name)
@@ -382,6 +385,7 @@ def observe_once(learner, key):
     return jax.jit(learner.observe)(key, learner.init(key, WEIGHTS), make_rows(0, B))
 
 
+@pytest.mark.slow
 def test_state_moves_once_per_update_at_the_weights_before_over_the_query(key):
     options = {"model_state": START, "model_state_fn": count}
     state, info = observe_once(make_learner(counting_loss, 2, **options), key)

@@ -271,6 +271,7 @@ def check_info(stored, m, info):
         close(f"info {m}, norm {half}", norms[half], norm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constructor", [generic_transform, named_variant])
 def test_transformation_follows_the_recorded_run(stored, constructor):
     data = padded_data(stored)
@@ -401,6 +402,7 @@ def check_query(stored, m, memory):
     assert_same_rows(f"update {m}, incoming", incoming, current)
 
 
+@pytest.mark.slow
 def test_reservoir_holds_the_recorded_rows(stored):
     capacity, row = stored.meta["args"]["memories"], stored.arrays["obs/0/x"][0]
     empty, insert, add = reservoir_functions(capacity, row.shape, row.dtype.str)

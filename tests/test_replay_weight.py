@@ -103,6 +103,7 @@ def assert_is(result, expected):
     np.testing.assert_allclose(-updates["w"], grads["w"], **FUSED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORDERS)
 def test_each_half_is_scored_on_its_own(name):
     options = ORDERS[name]

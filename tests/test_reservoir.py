@@ -236,6 +236,7 @@ def test_masked_rows_leave_no_trace(key, capacity):
     jax.tree.map(np.testing.assert_array_equal, same, full)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replace", [True, False])
 @pytest.mark.parametrize("num_stored", [0, 2, 30])
 def test_sample_and_add_equals_sample_then_add(replace, num_stored):

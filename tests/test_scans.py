@@ -86,6 +86,7 @@ def test_segments_put_together_are_the_steps(length):
     assert_trees_close(scans._join(lead, segments), xs, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS)
 def test_checkpointed_scan_equals_a_loop(x64, length):
     carry, xs = make_steps(length)

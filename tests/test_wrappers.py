@@ -97,6 +97,7 @@ WEIGHT_TX = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHT_TX)
 def test_weight_tx_equals_a_loop_that_hands_it_the_meta_loss(name):
     weight_tx = WEIGHT_TX[name]()

@@ -19,6 +19,7 @@ from experiments.train import make_problem
 SEEDS = (0, 1, 2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lamaml", "online"])
 def test_retained_accuracy_is_that_of_a_plain_loop(method):
     """Same streams, other initial weights, shuffles and replayed rows.
@@ -49,6 +50,7 @@ def test_retained_accuracy_is_that_of_a_plain_loop(method):
     assert learnt == pytest.approx(expected[:, 1].mean(), abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_loop_on_images_has_the_same_meta_gradient():
     """Second order, clipped inner steps, queries of two tasks, float32.
 

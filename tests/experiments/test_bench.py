@@ -29,6 +29,7 @@ COLUMNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COLUMNS)
 def test_a_quick_run_finishes_and_has_its_columns(name, tmp_path, monkeypatch, capsys):
     file = tmp_path / "bench.json"

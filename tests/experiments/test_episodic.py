@@ -334,6 +334,7 @@ def test_loops_end_with_the_last_past_task_of_any_seed():
     assert int(nested(jnp.stack([is_past, is_past[:, ::-1]]))) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.parametrize("is_mapped", [False, True])
 def test_memory_and_gradients_stay_in_place(full_compile, name, is_mapped):

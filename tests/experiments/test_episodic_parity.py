@@ -188,6 +188,7 @@ def test_gradients_are_the_recorded_ones(stored):
             assert_close(stored, f"{where}, raw", clipped, factor * raw)
 
 
+@pytest.mark.slow
 @stored_of("gem", "agem")
 def test_update_gives_the_recorded_weights(stored):
     _, update = functions(stored)

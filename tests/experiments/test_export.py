@@ -34,6 +34,7 @@ def lower(benchmark, method, inputs, **options):
     return jax.export.export(fn, platforms=["tpu", "cuda"])(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_training_is_lowered_for_tpu_and_cuda(method):
     benchmark, inputs = small_inputs("digits-rotations")

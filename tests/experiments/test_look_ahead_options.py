@@ -44,6 +44,7 @@ def finished(request, tmp_path_factory):
     return request.param, run(make_config(request.param), folder), folder
 
 
+@pytest.mark.slow
 def test_a_run_records_one_row_of_quantiles_per_step_size_leaf(finished):
     options, program, folder = finished
     rates = optax.tree.get(program.state, "step_sizes")
@@ -71,6 +72,7 @@ def one_per_parameter(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_report_draws_step_sizes_of_two_grains(finished, one_per_parameter, tmp_path):
     folders = [finished[-1], one_per_parameter]
     console = Console(file=io.StringIO())

@@ -85,6 +85,7 @@ def test_method_learns_a_linear_problem(name):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(info))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_masked_rows_change_nothing(name):
     learner = methods.make_learner(name, PROBLEM, hyper_of(name))
@@ -110,6 +111,7 @@ def test_er_offers_rows_once_and_only_if_remembered():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_RESERVOIR)
 def test_replay_writes_in_place(name):
     """The cost of a batch must not grow with the capacity."""
@@ -124,6 +126,7 @@ def test_replay_writes_in_place(name):
     assert copies_in_loops(hlo, capacity) == []
 
 
+@pytest.mark.slow
 def test_er_update_is_sgd_on_the_clipped_gradient_of_all_rows():
     hyper = hyper_of("er", glances=1, max_grad_norm=0.05, capacity=10, replay_size=10)
     learner = methods.make_learner("er", PROBLEM, hyper)

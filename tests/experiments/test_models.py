@@ -37,6 +37,7 @@ def test_a_convolution_by_products_is_a_convolution(case):
     np.testing.assert_allclose(got, expected, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_its_first_and_second_derivatives_too(case):
     images, kernel, by_matmul, by_xla = case
 

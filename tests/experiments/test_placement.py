@@ -77,6 +77,7 @@ def one_device(tmp_path_factory):
     return {method: arrays(out, method) for method in methods}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "tolerance"), [("8x1", SAME), ("4x2", REORDERED)])
 def test_eight_devices_in_one_process_give_one_devices_numbers(
     mesh, tolerance, one_device, tmp_path
@@ -86,6 +87,7 @@ def test_eight_devices_in_one_process_give_one_devices_numbers(
     assert_same(arrays(tmp_path, "lamaml"), one_device["lamaml"], tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "mesh", "tolerance"), [(2, "2x1", SAME), (4, "2x2", REORDERED)]
 )
@@ -98,6 +100,7 @@ def test_several_processes_give_one_devices_numbers(
     assert told == [True] + [False] * (count - 1)  # one writes, one speaks
 
 
+@pytest.mark.slow
 def test_killed_processes_go_on_together(tmp_path):
     finish([start(tmp_path / "whole", "--devices", 1, num_tasks=12)])
     options = tmp_path / "parts", "--checkpoint-every", 0
@@ -117,6 +120,7 @@ def test_killed_processes_go_on_together(tmp_path):
     assert_same(parts, whole, SAME)
 
 
+@pytest.mark.slow
 def test_rows_are_shared_in_the_compiled_program(quick_compile):
     config = make_config()
     data = benchmarks.load(config.benchmark, config.seeds)

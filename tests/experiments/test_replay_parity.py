@@ -78,6 +78,7 @@ def test_er_updates_are_the_recorded_ones(stored):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", files("laer"), indirect=True)
 def test_la_er_updates_are_the_recorded_ones(stored):
     hyper = hyper_of(stored)

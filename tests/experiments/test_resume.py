@@ -143,6 +143,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_may_change(er, tmp_path, monkeypatch):
     run(er, tmp_path / "whole")
     interrupt(er, tmp_path / "parts", 3, monkeypatch)
@@ -192,6 +193,7 @@ def start(out, *options, num_tasks=12, within=()):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_by_the_same_command(tmp_path):
     process = start(tmp_path)
     lines = tmp_path / "er/evaluations.jsonl"
@@ -257,6 +259,7 @@ def test_killed_at_ten_random_moments_the_numbers_are_the_same(tmp_path):
 LIMITED = ("bash", "-c", 'ulimit -f 16; exec "$@"', "bash")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_run_goes_on_once_it_is_not(tmp_path):
     finished(start(tmp_path / "whole"))
     limited = start(tmp_path / "parts", "--no-compile-cache", within=LIMITED)

@@ -77,6 +77,7 @@ def test_accuracy_equals_a_plain_evaluation(results):
     assert results[0].accuracy[1, 2] == pytest.approx(float(expected), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_training_equals_a_plain_loop_over_batches(results):
     config = tiny()
     data = benchmarks.load(config.benchmark, config.seeds)
@@ -96,17 +97,20 @@ def test_training_equals_a_plain_loop_over_batches(results):
         np.testing.assert_array_equal(accuracy, results[task + 1].accuracy[2])
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_number_of_devices(results):
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
     np.testing.assert_array_equal(accuracies(run(tiny(), 2)), accuracies(results))
 
 
+@pytest.mark.slow
 def test_a_seed_does_not_depend_on_its_neighbours(results):
     alone = run(tiny(seeds=(1,)))
     np.testing.assert_array_equal(accuracies(alone)[0], accuracies(results)[1])
 
 
+@pytest.mark.slow
 def test_batched_seeds_agree_with_seeds_in_turn(results):
     batched = accuracies(run(tiny(), platform="gpu"))
     # Batched products round differently, and training amplifies that; a fault in the
@@ -137,6 +141,7 @@ def test_a_diverged_seed_is_marked_and_leaves_the_others_alone(results):
     np.testing.assert_array_equal(accuracies(spoilt)[[0, 2]], accuracies(clean)[[0, 2]])
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_stands_still_and_is_located(quick_compile):
     config = tiny(method="online", learning_rate=0.1)
     large = {"learning_rate": 1e30, "max_grad_norm": 1e30}
@@ -198,6 +203,7 @@ def measured():
     return run(dataclasses.replace(tiny(), probes=True, alignment=True))
 
 
+@pytest.mark.slow
 def test_probes_do_not_change_the_run(results, measured):
     np.testing.assert_array_equal(accuracies(measured), accuracies(results))
 

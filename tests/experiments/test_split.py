@@ -146,6 +146,7 @@ def accuracies(config):
     return np.stack([result.accuracy for result in results(config)], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 def test_two_runs_of_icarl_are_bit_identical():
     """The other methods' are compared as processes, in test_resume.py."""
@@ -155,6 +156,7 @@ def test_two_runs_of_icarl_are_bit_identical():
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
+@pytest.mark.slow
 def test_lamaml_learns_a_split_with_a_head_per_task():
     matrix = accuracies(tiny())[:, 1:]
     learnt = np.diagonal(matrix, axis1=1, axis2=2)
@@ -162,6 +164,7 @@ def test_lamaml_learns_a_split_with_a_head_per_task():
     assert learnt.mean() > 0.8
 
 
+@pytest.mark.slow
 def test_agnostic_accuracy_is_over_all_classes():
     aware, agnostic = (
         accuracies(tiny("er", setting=s, glances=2))[:, 0]

@@ -153,6 +153,7 @@ def make_group(method, benchmark):
     return group
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_programs_depend_on_every_rate(method):
     benchmark = small_benchmark()
@@ -176,6 +177,7 @@ def test_other_rates_are_the_same_program():
     assert len(texts) == 1
 
 
+@pytest.mark.slow
 def test_a_group_trains_as_its_runs_do_alone(quick_compile):
     benchmark = small_benchmark()
     group = make_group("lamaml", benchmark)
@@ -210,6 +212,7 @@ def quiet():
     return Console(file=io.StringIO(), width=200)
 
 
+@pytest.mark.slow
 def test_an_interrupted_group_goes_on(tmp_path, monkeypatch, quick_compile):
     grid = {"learning_rate": [0.1, 0.05, 0.02]}
     points = sweep.plan({"method": "er", "grid": grid, **SIZES, "num_tasks": 3})

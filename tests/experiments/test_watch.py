@@ -132,6 +132,7 @@ def test_a_terminal_gets_a_bar():
     assert "2/2" in text.getvalue() and "━" in text.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     def start(out):
