@@ -1,10 +1,13 @@
 """Strict flags for every test, and the fixtures they share."""
 
+import os
+
 import jax
 import pytest
 
-# Before the backend starts: two CPU devices, over which runs of several seeds shard.
-jax.config.update("jax_num_cpu_devices", 2)
+# Before the backend starts: two CPU devices, over which runs of several seeds shard, or
+# as many as a test asks for that starts another process.
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("LAMAML_TEST_DEVICES", 2)))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -5,8 +5,12 @@ A new member joins ``TRANSFORMS`` or ``LEARNERS``; the tests below then cover it
 
 import contextlib
 import functools
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -381,7 +385,8 @@ def explicit_mesh():
     """A mesh whose shardings are part of the types; the weights' last axis is split."""
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices, of which this process has one")
-    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+    sizes = len(jax.devices()) // 2, 2
+    mesh = jax.make_mesh(sizes, ("y", "x"), axis_types=(AxisType.Explicit,) * 2)
 
     def shard(leaf):
         spec = P(*(None,) * (leaf.ndim - 1), "x")
@@ -422,6 +427,30 @@ def test_types_of_a_learners_state_are_unchanged_by_a_batch(name, on_mesh):
         state = learner.init(jax.random.key(0), shard(make_weights()))
         before, after = types_along(observe, state, jax.random.key(1), make_rows(0))
     assert before == after
+
+
+@pytest.mark.slow
+def test_types_are_unchanged_on_eight_devices():
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(
+        [*command, __file__, "-k", "test_types_of and True"],
+        env=os.environ | {"LAMAML_TEST_DEVICES": "8"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d+ passed", done.stdout)
+    assert "skipped" not in done.stdout
 
 
 @some_transforms
