@@ -292,9 +292,9 @@ Settings = Annotated[
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        import lamaml_jax
+        import lamaml_jax as lm
 
-        typer.echo(f"lamaml_jax {lamaml_jax.__version__}")
+        typer.echo(f"lamaml_jax {lm.__version__}")
         raise typer.Exit
 
 

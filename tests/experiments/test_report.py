@@ -273,7 +273,8 @@ class TestComparison:
         config = {
             k: v for k, v in ROTATIONS.items() if k not in ("method", "num_tasks")
         }
-        other = config | {"benchmark": "mnist-permutations"}
+        # The authors' figure of ER is one of this learning rate.
+        other = config | {"benchmark": "mnist-permutations", "learning_rate": 0.1}
         start = accuracy[:, 0]
         return [
             write_run(tmp_path / "a", "lamaml", accuracy, start, **config),

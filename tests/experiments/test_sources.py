@@ -193,7 +193,9 @@ def test_swapped_shards_are_found(copied):
 
 
 def test_unknown_data_set_lists_the_known():
-    with pytest.raises(DataError, match=r"unknown data set 'cifar'.*mnist"):
+    with pytest.raises(DataError, match=r"unknown data set 'xyz'.*mnist"):
+        sources.check_source("xyz")
+    with pytest.raises(DataError, match="did you mean cifar100"):
         sources.check_source("cifar")
 
 
