@@ -494,15 +494,14 @@ def _row_form(name: str, leaf: types.PyTree) -> jax.ShapeDtypeStruct:
             f"{name}: expected a jax.ShapeDtypeStruct or an array, received "
             f"{_describe(leaf)}"
         )
-    # What jax makes of it: int64 is int32 without 64-bit types.
-    form = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    form = jax.eval_shape(jnp.zeros_like, form)
-    kinds = (jnp.number, jnp.bool_, jax.dtypes.extended)
-    if not any(jnp.issubdtype(form.dtype, kind) for kind in kinds):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    if not any(jnp.issubdtype(leaf.dtype, kind) for kind in (jnp.number, jnp.bool_)):
         raise TypeError(
             f"{name}: expected a dtype of jax arrays, received {_describe(leaf)}"
         )
-    return form
+    # What jax makes of it: int64 is int32 without 64-bit types.
+    return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def check_covers(name: str, tree: types.PyTree, like: types.PyTree) -> None:
