@@ -264,7 +264,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_it_is_not(tmp_path):
     finished(start(tmp_path / "whole"))
     limited = start(tmp_path / "parts", "--no-compile-cache", within=LIMITED)
     text = finished(limited, 2)
-    # Not always the last line: orbax's threads may tell of their closed event loop later.
+    # Not always the last line: orbax may tell of its closed event loop after it.
     assert any("a checkpoint cannot be written" in line for line in text.splitlines())
     assert "experiments/session.py" not in text, "a traceback of ours"  # orbax's may be
     text = finished(start(tmp_path / "parts"))
