@@ -67,6 +67,18 @@ def _describe(leaf: types.PyTree) -> str:
     return f"{type(leaf).__name__} {leaf!r}"
 
 
+def _is_number(value: types.PyTree) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_real(value: types.PyTree) -> bool:
+    """Whether it is a number, or an array of numbers: floating or integer, no bool."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        return _is_number(value)
+    return any(jnp.issubdtype(dtype, k) for k in (jnp.floating, jnp.integer))
+
+
 def as_arrays(name: str, tree: types.PyTree) -> types.PyTree:
     """Makes every leaf of ``tree`` a jax array, as ``jax.jit`` does with arguments.
 
@@ -128,12 +140,7 @@ def check_positive(name: str, value: types.PyTree) -> None:
 
 def check_share(name: str, value: types.PyTree) -> None:
     """Checks a real scalar; a Python number lies in [0, 1], an array goes unseen."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
-        is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    else:
-        is_real = any(jnp.issubdtype(dtype, k) for k in (jnp.floating, jnp.integer))
-    if not is_real:
+    if not _is_real(value):
         raise TypeError(f"{name}: expected a number, received {_describe(value)}")
     if jnp.ndim(value) != 0:
         raise ValueError(f"{name}: expected a scalar, received {_describe(value)}")
@@ -298,10 +305,6 @@ def check_grain(
             f"{jax.tree.structure(like)}, received {jax.tree.structure(step_sizes)}"
         )
     jax.tree.map_with_path(check, step_sizes, like)
-
-
-def _is_number(value: types.PyTree) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_meta_params(params: types.MetaParams) -> types.MetaParams:
@@ -517,17 +520,12 @@ def check_covers(name: str, tree: types.PyTree, like: types.PyTree) -> None:
 
 def check_rate(name: str, value: types.PyTree) -> None:
     """Checks one initial step size: a real number, not negative, or an array of it."""
-    dtype = getattr(value, "dtype", None)
-    is_number = _is_number(value)
-    if not is_number and not (
-        dtype is not None
-        and any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))
-    ):
+    if not _is_real(value):
         raise TypeError(
             f"{name}: expected a number or an array of numbers, received "
             f"{_describe(value)}"
         )
-    if is_number and not value >= 0:
+    if _is_number(value) and not value >= 0:
         raise ValueError(f"{name}: expected a number >= 0, received {value!r}")
 
 

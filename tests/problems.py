@@ -47,6 +47,11 @@ def waves(shape, phase):
     return np.sin(1.7 * np.arange(size) + phase).reshape(shape)
 
 
+def waves32(shape, phase):
+    """``waves`` as a float32 jax array."""
+    return jnp.asarray(waves(shape, phase), jnp.float32)
+
+
 def tree_vdot(first, second):
     pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     return sum(jnp.vdot(x, y) for x, y in pairs)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import waves32
 
 import lamaml_jax as lm
 
@@ -20,14 +21,8 @@ RATE = 0.3
 FUSED = {"rtol": 2e-5, "atol": 2e-6}
 
 
-def waves(shape, phase):
-    size = int(np.prod(shape))
-    numbers = np.sin(1.7 * np.arange(size) + phase).reshape(shape)
-    return jnp.asarray(numbers, jnp.float32)
-
-
 def make_rows(phase, *leading):
-    return waves((*leading, D), phase), waves((*leading, Y), phase + 0.5)
+    return waves32((*leading, D), phase), waves32((*leading, Y), phase + 0.5)
 
 
 def make_reservoir():
@@ -67,7 +62,7 @@ def draw_only(weights, batch, *, key):
     return jax.random.uniform(key) + 0 * jnp.sum(weights["w"]) + 0 * batch[0][:, 0]
 
 
-PARAMS = lm.MetaParams({"w": waves((D, Y), 0.1)}, {"w": jnp.full((D, Y), RATE)})
+PARAMS = lm.MetaParams({"w": waves32((D, Y), 0.1)}, {"w": jnp.full((D, Y), RATE)})
 SUPPORT, QUERY = make_rows(0.2, K, 2), make_rows(0.4, B)
 
 

@@ -13,6 +13,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from problems import waves32
 
 import lamaml_jax as lm
 
@@ -27,14 +28,8 @@ RATE, ETA, MOMENTUM, EPSILON, DROPOUT = 0.2, 0.05, 0.9, 1e-5, 0.5
 FUSED = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def waves(shape, phase):
-    size = int(np.prod(shape))
-    numbers = np.sin(1.7 * np.arange(size) + phase).reshape(shape)
-    return jnp.asarray(numbers, jnp.float32)
-
-
 def make_rows(phase, *leading):
-    return waves((*leading, D), phase), waves((*leading, Y), phase + 0.5)
+    return waves32((*leading, D), phase), waves32((*leading, Y), phase + 0.5)
 
 
 def squares(outputs, targets):
@@ -367,7 +362,7 @@ def count(weights, model_state, batch):
 
 
 START = {"offset": jnp.zeros(()), "rows": jnp.int32(0), "weight": jnp.zeros(())}
-WEIGHTS = {"w": waves((D, Y), 0.1)}
+WEIGHTS = {"w": waves32((D, Y), 0.1)}
 
 
 def make_learner(loss_fn, glances=1, **options):

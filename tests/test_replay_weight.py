@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import waves32
 
 import lamaml_jax as lm
 
@@ -23,16 +24,10 @@ def loss_fn(weights, batch):
     return jnp.sum(jnp.tanh(weights["w"][None, :] - batch) ** 2, axis=-1)
 
 
-def waves(shape, phase):
-    size = int(np.prod(shape))
-    numbers = np.sin(1.7 * np.arange(size) + phase).reshape(shape)
-    return jnp.asarray(numbers, jnp.float32)
-
-
-WEIGHTS = {"w": waves((D,), 0.1)}
+WEIGHTS = {"w": waves32((D,), 0.1)}
 RESERVOIR = lm.make_reservoir(6, jax.ShapeDtypeStruct((D,), jnp.float32))
 KEY = jax.random.key(3)
-BATCH = waves((B, D), 0.7)
+BATCH = waves32((B, D), 0.7)
 ORDERS = {
     "first order": {"first_order": True},
     "recursion": {},
@@ -59,7 +54,9 @@ def make(replay_weight, **options):
 
 def filled(tx):
     state = tx.init(WEIGHTS)
-    memory = RESERVOIR.add(jax.random.key(0), state.reservoir, waves((5, D), 0.2), None)
+    memory = RESERVOIR.add(
+        jax.random.key(0), state.reservoir, waves32((5, D), 0.2), None
+    )
     return state._replace(reservoir=memory)
 
 
@@ -175,7 +172,7 @@ def test_masked_rows_are_left_out_of_the_mean_of_their_half():
 
 def test_query_weights_of_explicit_data_are_those_of_a_weighted_sum():
     weights = jnp.array([0.1, 0.2, 0.3, 0.6])
-    support = waves((K, 2, D), 0.4)
+    support = waves32((K, 2, D), 0.4)
     data = {"support": support, "query": BATCH, "query_weights": weights}
     tx = make(None)
     zeros = optax.tree.zeros_like(WEIGHTS)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import waves32
 
 import lamaml_jax as lm
 
@@ -23,19 +24,13 @@ def loss_fn(weights, batch):
     return jnp.sum(jnp.tanh(weights["w"][None, :] - batch) ** 2, axis=-1)
 
 
-def waves(shape, phase):
-    size = int(np.prod(shape))
-    numbers = np.sin(1.7 * np.arange(size) + phase).reshape(shape)
-    return jnp.asarray(numbers, jnp.float32)
-
-
-WEIGHTS = {"w": waves((D,), 0.1)}
+WEIGHTS = {"w": waves32((D,), 0.1)}
 EXAMPLE = jax.ShapeDtypeStruct((D,), jnp.float32)
 ZEROS = optax.tree.zeros_like(WEIGHTS)
 
 
 def explicit_data(n):
-    return {"support": waves((K, 2, D), n + 0.3), "query": waves((B, D), n + 0.7)}
+    return {"support": waves32((K, 2, D), n + 0.3), "query": waves32((B, D), n + 0.7)}
 
 
 def make(**options):
@@ -131,7 +126,7 @@ def test_weight_tx_equals_a_loop_that_hands_it_the_meta_loss(name):
 
 def test_each_part_is_handed_the_meta_loss_and_its_own_gradient():
     tx = make(meta_tx=recorder(), step_size_tx=recorder(), weight_tx=recorder())
-    extra, data = {"w": waves((D,), 0.9)}, explicit_data(0)
+    extra, data = {"w": waves32((D,), 0.9)}, explicit_data(0)
     _, state = jax.jit(tx.update)(extra, tx.init(WEIGHTS), WEIGHTS, **data)
     params = lm.MetaParams(WEIGHTS, {"w": jnp.full(D, RATE)})
     (value, _), grads = meta_gradient()(params, **data)
@@ -169,7 +164,7 @@ def test_meta_loss_reaches_the_parts_in_a_learner_too():
     learner = lm.lamaml_learner(optax.chain(optax.add_decayed_weights(0.1), tx))
     key = jax.random.key(0)
     state, info = jax.jit(learner.observe)(
-        key, learner.init(key, WEIGHTS), waves((B, D), 0.7)
+        key, learner.init(key, WEIGHTS), waves32((B, D), 0.7)
     )
     value, _ = optax.tree.get(state, "rule_state").weight_tx_state[0]
     assert value == info.meta_loss[-1] and value > 0
@@ -215,7 +210,7 @@ def test_multi_steps_as_meta_tx_gathers_gradients_while_every_batch_is_stored():
     start = state = learner.init(key, WEIGHTS)
     for n in range(1, 5):
         before = state
-        state, info = observe(jax.random.key(n), state, waves((B, D), n))
+        state, info = observe(jax.random.key(n), state, waves32((B, D), n))
         assert state.opt_state.reservoir.num_seen == n * B
         assert info.meta_loss[-1] > 0
         moved = jnp.any(state.weights["w"] != before.weights["w"])
@@ -311,7 +306,7 @@ def test_what_hands_batches_on_is_not_refused(name):
     learner = lm.lamaml_learner(PASSING[name](make()))
     key = jax.random.key(0)
     state = learner.init(key, WEIGHTS)
-    _, info = jax.eval_shape(learner.observe, key, state, waves((B, D), 0.7))
+    _, info = jax.eval_shape(learner.observe, key, state, waves32((B, D), 0.7))
     assert info.meta_loss.shape == (1,)
 
 
@@ -334,7 +329,7 @@ NEAR_MISSES = {
 @pytest.mark.parametrize("chained", [False, True])
 def test_a_misspelt_argument_is_refused_with_the_one_that_is_meant(name, chained):
     tx = optax.chain(make(), plateau()) if chained else make()
-    data = {"batch": waves((B, D), 0.7), "key": jax.random.key(0), "value": 1.0}
+    data = {"batch": waves32((B, D), 0.7), "key": jax.random.key(0), "value": 1.0}
     given = {name: jnp.ones(B, bool)}
     with pytest.raises(ValueError, match=f"{name}: no argument .*{NEAR_MISSES[name]}="):
         tx.update(ZEROS, tx.init(WEIGHTS), WEIGHTS, **data, **given)
