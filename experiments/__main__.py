@@ -775,6 +775,24 @@ def prepare(
     console.print(f"{name} is ready in {folder}")
 
 
+@data_app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="Data set from `data list`.")],
+    to: Annotated[
+        Path,
+        typer.Option(
+            callback=local_only, help="Folder to use as --data-dir elsewhere."
+        ),
+    ],
+    data_dir: DataDir = None,
+) -> None:
+    """Write a prepared data set as plain arrays, to be read without TFDS."""
+    from experiments.data import sources
+
+    folder = sources.write_arrays(sources.load_source(name, data_dir), name, to)
+    console.print(f"{name} is written to {folder}")
+
+
 @app.command()
 def bench(
     names: Annotated[

@@ -56,7 +56,7 @@ def environment() -> dict[str, Any]:
         "processor": platform.machine(),
         "cpu_count": os.cpu_count(),
         "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": commit.stdout.strip() or os.environ.get("LAMAML_COMMIT"),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -15,6 +15,7 @@ BENCHES = {
     "stream": "stream",
     "compile": "compilation",
     "scaling": "scaling",
+    "accelerator": "accelerator",
 }
 """Modules by the name on the command line, imported (and jax with them) when used."""
 

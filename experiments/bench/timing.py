@@ -75,15 +75,21 @@ class Rate(NamedTuple):
     """Floating-point operations or bytes of one call."""
 
 
-def matmul_rate() -> Rate:
-    """Chained float32 matrix products on the first device; amount in operations."""
-    size = _MATMUL_SIZE
+def matmul_rate(size: int = _MATMUL_SIZE, precision: str = "default") -> Rate:
+    """Chained float32 matrix products on the first device; amount in operations.
+
+    Args:
+        size: rows and columns; a card needs larger ones than a core to be busy.
+        precision: as of ``jax.default_matmul_precision``; what a card's default makes
+            of float32 is fewer bits than ``"highest"``.
+    """
     matrix = np.random.default_rng(0).normal(size=(size, size)) / size
     matrix = jnp.asarray(matrix, jnp.float32)
 
     @jax.jit
     def chain(x):
-        return jax.lax.fori_loop(0, _MATMULS, lambda _, y: y @ matrix, x)
+        multiply = lambda _, y: jnp.matmul(y, matrix, precision=precision)
+        return jax.lax.fori_loop(0, _MATMULS, multiply, x)
 
     return Rate(lambda: chain(matrix), _MATMULS * 2.0 * size**3)
 

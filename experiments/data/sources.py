@@ -1,8 +1,9 @@
-"""Where images come from: scikit-learn's digits, and data sets of TFDS.
+"""Where images come from: scikit-learn's digits, data sets of TFDS, plain arrays.
 
 TFDS data sets are read from array_record files without TensorFlow. Decoding is slow
 (about 15 s for MNIST), so its result is kept as ``.npy`` files in a cache folder, from
-where large ones are mapped into memory.
+where large ones are mapped into memory. A folder of such files can also stand for the
+data set itself, where TFDS is not installed.
 """
 
 import hashlib
@@ -40,6 +41,8 @@ _TFDS = {
         "1.0.0", (64, 64, 3), "validation", stand_ins=("tiny_imagenet100",)
     ),
 }
+_ARRAYS = "arrays"
+"""Folder beside the versions of a data set, with its four plain arrays."""
 _BLOCK = 1024
 # Larger arrays are mapped into memory. Smaller ones are read: a mapped file must not be
 # changed while it is in use.
@@ -123,6 +126,13 @@ def dataset_folder(name: str, data_dir: Path | None) -> Path:
     return own
 
 
+def arrays_folder(name: str, data_dir: Path | None) -> Path | None:
+    """Folder of the plain arrays of ``name``, or None unless they are what is there."""
+    folder = own_folder(name, data_dir).parent / _ARRAYS
+    is_alone = not dataset_folder(name, data_dir).is_dir()
+    return folder if is_alone and folder.is_dir() else None
+
+
 def _broken(name: str, folder: Path, what: str) -> DataError:
     return DataError(
         f"data set {name!r} in {folder} is broken: {what}. Remove that folder and "
@@ -199,6 +209,9 @@ def check_source(name: str, data_dir: Path | None = None) -> None:
     check_name(name)
     if name == "digits":
         return
+    if (plain := arrays_folder(name, data_dir)) is not None:
+        _read_arrays(name, plain)
+        return
     folder = dataset_folder(name, data_dir)
     if not folder.is_dir():
         raise MissingError(
@@ -209,6 +222,71 @@ def check_source(name: str, data_dir: Path | None = None) -> None:
     for split in _shards(name, folder).values():
         for shard, length in split:
             _check_shard(name, folder, shard, length)
+
+
+def _read_arrays(name: str, folder: Path) -> Source:
+    """Maps the plain arrays of a data set into memory.
+
+    Raises:
+        DataError: one is missing, damaged, or not of the form of this data set.
+    """
+    shape = _TFDS[name].image_shape
+    arrays = {}
+    for part in ("train", "test"):
+        for kind, rest, dtype in (("images", shape, "uint8"), ("labels", (), "int32")):
+            key = f"{part}_{kind}"
+            path = folder / f"{key}.npy"
+            try:
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
+            except Exception as error:  # damaged ones end in errors of many types
+                raise DataError(f"data set {name!r}: {path}: {error}") from error
+            if array.shape[1:] != rest or array.dtype != dtype or not len(array):
+                raise DataError(
+                    f"data set {name!r}: {path}: expected {dtype} [N"
+                    f"{''.join(f', {n}' for n in rest)}], received {array.dtype} "
+                    f"{list(array.shape)}"
+                )
+            arrays[key] = array
+        if len(arrays[f"{part}_images"]) != len(arrays[f"{part}_labels"]):
+            raise DataError(
+                f"data set {name!r}: {folder}: {len(arrays[f'{part}_images'])} images "
+                f"and {len(arrays[f'{part}_labels'])} labels for {part}"
+            )
+    num_classes = 1 + int(arrays["train_labels"].max())
+    if not _are_classes(arrays, num_classes):
+        raise DataError(
+            f"data set {name!r}: {folder}: labels beyond the {num_classes} classes of "
+            "the training rows"
+        )
+    return Source(**arrays, num_classes=num_classes, max_value=255)
+
+
+def write_arrays(source: Source, name: str, data_dir: Path) -> Path:
+    """Writes a data set as plain arrays, which are read where nothing else is.
+
+    Args:
+        source: from ``load_source``.
+        name: of a data set of TFDS.
+        data_dir: another folder of data sets.
+
+    Returns:
+        The folder of the four ``.npy`` files.
+
+    Raises:
+        DataError: no such data set, or one that needs no files.
+        UserError: the files cannot be written.
+    """
+    check_name(name)
+    if name == "digits":
+        raise DataError("data set 'digits' comes with scikit-learn and needs no files")
+    folder = own_folder(name, data_dir).parent / _ARRAYS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for key in ("train_images", "train_labels", "test_images", "test_labels"):
+            np.save(folder / f"{key}.npy", getattr(source, key))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error})") from error
+    return folder
 
 
 def _load_digits() -> Source:
@@ -340,6 +418,8 @@ def load_source(
     check_source(name, data_dir)
     if name == "digits":
         return _load_digits()
+    if (plain := arrays_folder(name, data_dir)) is not None:
+        return _read_arrays(name, plain)
     folder = dataset_folder(name, data_dir)
     forms, num_classes = _forms(name, folder), _num_classes(name, folder)
     cache = _cache_folder(name, folder, cache_dir)

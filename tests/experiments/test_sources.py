@@ -281,3 +281,49 @@ def test_real_mnist_decodes_to_known_statistics(tmp_path):
         5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949
     ]  # fmt: skip
     assert source.train_images.mean() / 255 == pytest.approx(0.1307, abs=1e-4)
+
+
+@pytest.fixture
+def plain(prepared, tmp_path):
+    sources.write_arrays(sources.load_source("mnist", prepared), "mnist", tmp_path)
+    return tmp_path
+
+
+def test_plain_arrays_stand_for_the_data_set(prepared, plain):
+    sources.check_source("mnist", plain)
+    expected = sources.load_source("mnist", prepared)
+    actual = sources.load_source("mnist", plain)
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
+        assert getattr(actual, name).dtype == getattr(expected, name).dtype
+    assert actual.max_value == 255
+
+
+def test_a_prepared_data_set_comes_before_plain_arrays(prepared, plain):
+    shutil.copytree(prepared / "mnist" / "3.0.1", plain / "mnist" / "3.0.1")
+    (plain / "mnist" / "arrays" / "train_images.npy").unlink()
+    assert len(sources.load_source("mnist", plain).train_images) == NUM_ROWS["train"]
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("train_images", lambda x: x.astype(np.float32), "expected uint8"),
+        ("train_images", lambda x: x[:, :14], r"\[N, 28, 28\]"),
+        ("test_labels", lambda x: x[:-1], "12 images and 11 labels for test"),
+        ("test_labels", lambda x: x - 1, "beyond the 10 classes"),
+        ("train_labels", lambda x: x[:0], r"expected int32 \[N\]"),
+    ],
+)
+def test_plain_arrays_of_another_form_are_refused(plain, key, change, message):
+    path = plain / "mnist" / "arrays" / f"{key}.npy"
+    np.save(path, change(np.load(path)))
+    with pytest.raises(DataError, match=message):
+        sources.check_source("mnist", plain)
+
+
+def test_a_damaged_plain_array_is_named(plain):
+    path = plain / "mnist" / "arrays" / "test_images.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="test_images.npy"):
+        sources.load_source("mnist", plain)

@@ -1,0 +1,126 @@
+"""A visit to a machine that is lent for minutes: works in order, each keeps its record.
+
+    python -m experiments.bench.visit PLAN.yaml OUT --seconds 600
+
+runs the commands of a plan, one stage after the other and the works of a stage side by
+side, and packs what they wrote after each, so that nothing depends on the last one.
+``--dry-run`` runs every command with the small sizes that the plan gives for it.
+
+The arguments of ``python -m experiments`` or, where a work says so, another program
+stand in the plan; ``{out}`` in them is a folder of the visit's own.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+
+_GRACE_S = 3.0
+_NOT_KEPT = ("checkpoints", "cache")
+
+
+class _Running(NamedTuple):
+    name: str
+    process: subprocess.Popen[bytes]
+    start: float
+    end: float
+    """When it is stopped."""
+
+
+def _start(
+    work: dict[str, Any], out: Path, shares: bool, dry_run: bool, end: float
+) -> _Running:
+    text = work["run"].format(out=out) + (" " + work.get("dry", "")) * dry_run
+    command = shlex.split(text)
+    if not work.get("program"):
+        command = ["-m", "experiments", *command]
+    log = (out / "logs" / f"{work['name']}.log").open("wb")
+    # Where works share a card, none may take all of its memory at once.
+    environment = os.environ | {
+        "PYTHONUNBUFFERED": "1",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false" if shares else "true",
+        **{name: str(value) for name, value in work.get("environment", {}).items()},
+    }
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+    now = time.monotonic()
+    return _Running(work["name"], process, now, min(end, now + work["seconds"]))
+
+
+def _stop(running: _Running, kill: bool) -> None:
+    os.killpg(running.process.pid, signal.SIGKILL if kill else signal.SIGTERM)
+
+
+def _pack(out: Path) -> None:
+    """Packs all but checkpoints; moved into place, so that a stop leaves the last."""
+    part = out.parent / "kept.part"
+    with tarfile.open(part, "w:gz", compresslevel=5) as archive:
+        archive.add(
+            out,
+            out.name,
+            filter=lambda info: None if Path(info.name).name in _NOT_KEPT else info,
+        )
+    os.replace(part, out.parent / "kept.tar.gz")
+
+
+def _stage(
+    works: list[dict[str, Any]], out: Path, at_once: int, dry_run: bool, end: float
+) -> None:
+    waiting, running = list(works), []
+    while waiting or running:
+        now = time.monotonic()
+        while waiting and len(running) < at_once and now < end:
+            running.append(_start(waiting.pop(0), out, at_once > 1, dry_run, end))
+            print(f"{time.strftime('%T')} {running[-1].name} began", flush=True)
+        if now >= end:
+            waiting.clear()
+        for each in list(running):
+            status = each.process.poll()
+            if status is None and now > each.end:
+                _stop(each, kill=now > each.end + _GRACE_S)
+            if status is not None:
+                running.remove(each)
+                took = now - each.start
+                print(
+                    f"{time.strftime('%T')} {each.name} ended after {took:.0f} s, "
+                    f"status {status}",
+                    flush=True,
+                )
+                _pack(out)
+        time.sleep(0.1)
+
+
+def main() -> None:
+    """Reads the plan and runs it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--stages", nargs="*", help="names; all if not given")
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args()
+    out = (options.out / "visit").resolve()
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + options.seconds - 2 * _GRACE_S
+    for stage in YAML(typ="safe").load(options.plan.read_text()):
+        if options.stages is None or stage["stage"] in options.stages:
+            print(f"stage {stage['stage']}", flush=True)
+            at_once = stage.get("at_once", 1)
+            _stage(stage["works"], out, at_once, options.dry_run, end)
+
+
+if __name__ == "__main__":
+    main()
