@@ -15,8 +15,11 @@ BENCHES = {
     "stream": "stream",
     "compile": "compilation",
     "scaling": "scaling",
+    "peers": "peers",
 }
 """Modules by the name on the command line, imported (and jax with them) when used."""
+OPTIONAL = ("peers",)
+"""Those that ask for more than the extra ``experiments``; not part of "all"."""
 
 
 def measure(name: str, settings: Any) -> Sequence[Result]:
