@@ -800,7 +800,7 @@ def bench(
         typer.Argument(
             metavar="NAME",
             help="update (the default), meta-gradient, reservoir, stream, compile, "
-            "scaling, or all.",
+            "scaling, or all of these; peers (PyTorch in turn with this library).",
             show_default=False,
         ),
     ] = None,
@@ -835,7 +835,7 @@ def bench(
 
     names = names or ["update"]
     if "all" in names:
-        names = list(benching.BENCHES)
+        names = [n for n in benching.BENCHES if n not in benching.OPTIONAL]
     for name in names:
         if name not in benching.BENCHES:
             known = ", ".join([*benching.BENCHES, "all"])

@@ -16,8 +16,11 @@ BENCHES = {
     "compile": "compilation",
     "scaling": "scaling",
     "accelerator": "accelerator",
+    "peers": "peers",
 }
 """Modules by the name on the command line, imported (and jax with them) when used."""
+OPTIONAL = ("peers",)
+"""Those that ask for more than the extra ``experiments``; not part of "all"."""
 
 
 def measure(name: str, settings: Any) -> Sequence[Result]:

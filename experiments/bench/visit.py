@@ -11,6 +11,7 @@ stand in the plan; ``{out}`` in them is a folder of the visit's own.
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
@@ -60,8 +61,9 @@ def _start(
     return _Running(work["name"], process, now, min(end, now + work["seconds"]))
 
 
-def _stop(running: _Running, kill: bool) -> None:
-    os.killpg(running.process.pid, signal.SIGKILL if kill else signal.SIGTERM)
+def _signal(running: _Running, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(running.process.pid, number)
 
 
 def _pack(out: Path) -> None:
@@ -80,6 +82,7 @@ def _stage(
     works: list[dict[str, Any]], out: Path, at_once: int, dry_run: bool, end: float
 ) -> None:
     waiting, running = list(works), []
+    told: set[str] = set()
     while waiting or running:
         now = time.monotonic()
         while waiting and len(running) < at_once and now < end:
@@ -90,7 +93,11 @@ def _stage(
         for each in list(running):
             status = each.process.poll()
             if status is None and now > each.end:
-                _stop(each, kill=now > each.end + _GRACE_S)
+                if each.name not in told:
+                    _signal(each, signal.SIGTERM)
+                    told.add(each.name)
+                elif now > each.end + _GRACE_S:
+                    _signal(each, signal.SIGKILL)
             if status is not None:
                 running.remove(each)
                 took = now - each.start
