@@ -27,6 +27,12 @@ def convolve_by_matmul(
     a second-order meta-update of the Tiny ImageNet network takes 25 seconds with it,
     and 1.2 with this, whose derivatives of all orders are products and slices too.
 
+    Under ``vmap`` over seeds, each with a kernel of its own, XLA's is a grouped
+    convolution. On a GPU the gradient of its kernel slides a window as large as the
+    image, the output's gradient spread out with zeros: compiled for five seeds of the
+    CIFAR-100 network, a second-order meta-update multiplies 3.8 times as often as with
+    this, which is a batched product there.
+
     Args:
         images: [B, H, W, C].
         kernel: [h, w, C, D].

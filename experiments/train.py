@@ -197,7 +197,7 @@ def make_train(
         benchmark.channels,
         hyper.initializer,
         dtype=None if config.precision == "float32" else config.precision,
-        convolve=convolve_by_matmul if platform == "cpu" else None,
+        convolve=None if platform == "tpu" else convolve_by_matmul,
     )
 
     def apply_fn(weights, images):

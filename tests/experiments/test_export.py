@@ -61,10 +61,10 @@ def test_convolutions_are_those_of_the_platform_lowered_for():
     benchmark, inputs = small_inputs("cifar100-split", split)
     text = lower(benchmark, "lamaml", inputs, precision="bfloat16").mlir_module()
     assert "stablehlo.convolution" in text and "bf16" in text
-    on_cpu = inputs._replace(platform="cpu")
-    assert (
-        "stablehlo.convolution" not in lower(benchmark, "lamaml", on_cpu).mlir_module()
-    )
+    for platform in ("cpu", "gpu"):
+        other = inputs._replace(platform=platform)
+        text = lower(benchmark, "lamaml", other).mlir_module()
+        assert "stablehlo.convolution" not in text, platform
 
 
 LOADER = """
