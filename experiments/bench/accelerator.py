@@ -14,7 +14,7 @@ from experiments.bench.settings import Settings
 from experiments.bench.update import flops_per_meta_update
 
 _SEEDS = (1, 5, 20, 100, 1000)
-_STRETCH_S = 15.0
+_STRETCH_S = 8.0
 _MATMUL_SIZE = 8192
 _NOTE = (
     "compile_s: tracing and compiling, all rows of this table at once; train_s: the "
