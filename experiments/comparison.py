@@ -94,9 +94,9 @@ def _published(row: Row, name: str) -> str:
 
 
 def _cost(row: Row) -> str:
-    cpu_s = "" if row.cpu_s is None else f"{row.cpu_s:,.{int(row.cpu_s < 10)}f} s"
+    seconds = tables.seconds_text(row)
     memory = tables.memory_text(row)
-    texts = (tables.gradients_text(row), cpu_s, memory and f"{memory} MB")
+    texts = (tables.gradients_text(row), seconds, memory and f"{memory} MB")
     return ", ".join(filter(None, texts))
 
 
@@ -157,7 +157,12 @@ def comma_separated(rows: Sequence[Row]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     head = ["table", "benchmark", "method", "ra_mean", "ra_sd", "bti_mean", "bti_sd"]
     head += ["num_seeds", "others_ra", "others_bti", "others_source"]
-    head += [costs.GRADIENT_EVALUATIONS, costs.MEMORY_BYTES, "train_cpu_s_per_seed"]
+    head += [
+        costs.GRADIENT_EVALUATIONS,
+        costs.MEMORY_BYTES,
+        "train_s_per_seed",
+        "device",
+    ]
     writer.writerow(head)
 
     def known(value):
@@ -178,7 +183,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
                 "; ".join(other.source for other in others),
                 known(row.gradient_evaluations),
                 row.memory_bytes,
-                known(row.cpu_s),
+                known(row.train_s),
+                row.device,
             ]
         )
     return buffer.getvalue()

@@ -45,8 +45,11 @@ class Row(NamedTuple):
     """In the order of ``METRICS``."""
     num_used: int
     """Seeds that have a result."""
-    cpu_s: float | None
-    """Processor time of training per seed, seconds."""
+    train_s: float | None
+    """Of training per seed, seconds: processor time on a CPU; on an accelerator, which
+    its seeds share, the wall time over their number."""
+    device: str
+    """What it was trained on, such as "cpu" or "NVIDIA H200"."""
     gradient_evaluations: float | None
     """Per row of the stream, as ``methods.cost.Cost`` counts them."""
     memory_bytes: int | None
@@ -110,6 +113,14 @@ def variant_labels(runs: Sequence[Run]) -> list[str]:
     return labels
 
 
+def _train_s(run: Run, device: str) -> float | None:
+    timing = run.summary["timing"]
+    if device.lower() == "cpu":
+        return timing.get("train_cpu_s_per_seed")
+    side_by_side = timing.get("seeds_side_by_side", run.seeds.size)
+    return timing["train_s"] / side_by_side if "train_s" in timing else None
+
+
 def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
     used = run_folder.has_result(run)
     method = run.config["method"]
@@ -134,7 +145,7 @@ def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
         tuple(run.summary.get("step_size_leaves", ())),
         evaluations,
     )
-    cpu_s = run.summary["timing"].get("train_cpu_s_per_seed")
+    device = str(run.environment.get("device", "cpu"))
     spreads = tuple(map(spread, percent))
     return Row(
         benchmark,
@@ -142,7 +153,8 @@ def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
         run,
         spreads,
         int(used.sum()),
-        cpu_s,
+        _train_s(run, device),
+        device,
         evaluations,
         cost.get(costs.MEMORY_BYTES),
         entry,

@@ -74,6 +74,14 @@ def _without_empty(table: list[list[str]], names: Sequence[str]) -> list[list[st
     return [list(itertools.compress(line, kept)) for line in table]
 
 
+def seconds_text(row: Row) -> str:
+    """Seconds of training per seed, with the accelerator if it was on one."""
+    if row.train_s is None:
+        return ""
+    device = "" if row.device.lower() == "cpu" else f" on {row.device}"
+    return f"{row.train_s:,.{int(row.train_s < 10)}f} s{device}"
+
+
 def lines(rows: Sequence[Row]) -> list[list[str]]:
     """Rounded figures beside the published ones, settings, remarks; heading first.
 
@@ -81,15 +89,14 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
     """
     head = ["benchmark", "method", "RA %", *_HEADINGS[1:], "seeds", *_PUBLISHED]
     head += ["capacity", "glances", "gradients per row"]
-    head += ["memory MB", "train CPU s per seed", "remark"]
+    head += ["memory MB", "training per seed", "remark"]
     found = [head]
     for row in rows:
         config = row.run.config
         settings = [str(config.get(key, "")) for key in ("capacity", "glances")]
-        cpu = "" if row.cpu_s is None else f"{row.cpu_s:.1f}"
         others = [_authors(row, "ra"), _authors(row, "bti")]
         cells = [row.benchmark, row.label, *map(str, row.spreads), str(row.num_used)]
-        asked = [gradients_text(row), memory_text(row), cpu]
+        asked = [gradients_text(row), memory_text(row), seconds_text(row)]
         found.append([*cells, *others, *settings, *asked, _remark(row)])
     return _without_empty(found, _PUBLISHED)
 
@@ -101,7 +108,9 @@ NOTE = (
     "the untrained model. BTI and FWT in percentage points. Gradients per row: "
     "gradient evaluations (a forward and a backward pass of one row) per row of the "
     "stream, replayed rows, glances and epochs included; a Hessian's product with a "
-    "vector counts two. Memory: rows and logits that the method keeps."
+    "vector counts two. Memory: rows and logits that the method keeps. Training per seed: "
+    "processor seconds on a CPU; on the accelerator that is named, wall seconds over the "
+    "number of seeds that shared it."
 )
 
 
@@ -126,7 +135,7 @@ def comma_separated(rows: Sequence[Row]) -> str:
     head = ["benchmark", "method", "label", *head, "num_seeds", "diverged_seeds"]
     head += ["authors_ra", "authors_bti", "authors_source", "capacity", "glances"]
     head += [costs.GRADIENT_EVALUATIONS, costs.MEMORY_BYTES]
-    writer.writerow([*head, "train_cpu_s_per_seed", "folder"])
+    writer.writerow([*head, "train_s_per_seed", "device", "folder"])
 
     def known(value):
         return "" if value is None or np.isnan(value) else repr(float(value))
@@ -142,7 +151,7 @@ def comma_separated(rows: Sequence[Row]) -> str:
         cells += [p.source for p in authors] or [""]
         cells += [config.get("capacity", ""), config.get("glances", "")]
         cells += [known(row.gradient_evaluations), row.memory_bytes]
-        writer.writerow([*cells, known(row.cpu_s), str(row.run.folder)])
+        writer.writerow([*cells, known(row.train_s), row.device, str(row.run.folder)])
     return buffer.getvalue()
 
 
@@ -156,18 +165,18 @@ def show(rows: Sequence[Row], skipped: Sequence[str], console: Console) -> None:
         are_published = any(row.entry.published for row in part)
         headings = ["RA %", *_HEADINGS[1:], "n"]
         headings += ["authors'\nRA / BTI"] * are_published
-        headings += ["grads\n/ row", "CPU s"]
+        headings += ["grads\n/ row", "train\ns"]
         for name in headings:
             table.add_column(name, justify="right", no_wrap=True)
         for row in part:
             pairs = [(p.ra, p.bti) for p in row.entry.published[:1]]
             text = "".join(f"{ra:.1f} / {bti:.1f}" for ra, bti in pairs)
-            cpu = "" if row.cpu_s is None else f"{row.cpu_s:.1f}"
+            seconds = "" if row.train_s is None else f"{row.train_s:.1f}"
             total = row.run.seeds.size
             count = f"{row.num_used}" + (f"/{total}" if row.num_used < total else "")
             cells = [*map(str, row.spreads), count]
             cells += [text.replace("nan", "n/a")] * are_published
-            cells += [gradients_text(row), cpu]
+            cells += [gradients_text(row), seconds]
             table.add_row(escape(row.label), *cells)
         console.print(table, crop=False)
         for row in part:

@@ -1,4 +1,4 @@
-"""Second-order La-MAML and C-MAML on images with a head per task, as a plain loop.
+"""Second-order La-MAML, C-MAML and ER on images with a head per task, as a plain loop.
 
 Shares no line of training code with the library and draws its own random numbers: the
 memory is a Python list, batches, glances, shuffles and changes of images are drawn with
@@ -90,6 +90,7 @@ def meta_loss(weights, step_sizes, support, query, inner_clip, per_task):
     return sum(losses) / len(losses)
 
 
+GRADIENT = jax.jit(jax.grad(loss_of), static_argnames="per_task")
 META_GRADIENT = jax.jit(
     jax.grad(meta_loss, argnums=(0, 1)), static_argnames=("inner_clip", "per_task")
 )
@@ -107,12 +108,21 @@ def brightened(rng, image):
     return np.clip(image * np.float32(rng.uniform(1 - 63 / 255, 1 + 63 / 255)), 0, 1)
 
 
+def offer(memory, seen, capacity, rows):
+    """Offers rows to the memory; returns how many it has been offered by then."""
+    for row in rows:
+        seen += 1
+        remember(memory, seen, capacity, row)
+    return seen
+
+
 def run(data, index, benchmark, num_tasks, *, hyper, seed):
     """Learns the first tasks of stream ``index`` of ``data``.
 
     ``hyper`` are hyper-parameters of the experiments. Without a learning rate of the
     step sizes they stay as they are, and without one of the weights these move at the
-    step sizes. Returns the accuracy on every task after every task, as fractions.
+    step sizes. Without inner steps it is ER, whose memory is offered a batch after all
+    glances. Returns the accuracy on every task after every task, as fractions.
     """
     random.seed(seed)
     rng = np.random.default_rng(seed)
@@ -120,7 +130,10 @@ def run(data, index, benchmark, num_tasks, *, hyper, seed):
     weights = initial_weights(
         rng, sizes_of(side, benchmark.channels, benchmark.hidden, data.num_classes)
     )
-    step_sizes = [np.full_like(w, hyper.step_size_init) for w in weights]
+    is_er = hyper.inner_steps is None
+    step_sizes = (
+        [] if is_er else [np.full_like(w, hyper.step_size_init) for w in weights]
+    )
     mean, std = np.float32(benchmark.mean), np.float32(benchmark.std)
     gradient = functools.partial(
         META_GRADIENT, inner_clip=hyper.inner_clip, per_task=per_task
@@ -151,6 +164,16 @@ def run(data, index, benchmark, num_tasks, *, hyper, seed):
                 order = rng.permutation(len(labels))
                 images, labels = images[order], labels[order]
                 query = with_replay(memory, images, labels, hyper.replay_size)
+                if glance == (hyper.glances - 1 if is_er else 0):
+                    offered = list(zip(images, labels, strict=True))
+                if is_er:
+                    grads = [np.asarray(g) for g in GRADIENT(weights, *query, per_task)]
+                    grads = clipped(grads, hyper.max_grad_norm)
+                    rate = np.float32(hyper.learning_rate)
+                    weights = [
+                        w - rate * g for w, g in zip(weights, grads, strict=True)
+                    ]
+                    continue
                 parts = np.split(np.arange(len(labels)), hyper.inner_steps)
                 support = [(images[part], labels[part]) for part in parts]
                 grads, rate_grads = gradient(weights, step_sizes, support, query)
@@ -169,9 +192,10 @@ def run(data, index, benchmark, num_tasks, *, hyper, seed):
                 weights = [
                     w - a * g for w, a, g in zip(weights, rates, grads, strict=True)
                 ]
-                for row in zip(images, labels, strict=True) if glance == 0 else ():
-                    seen += 1
-                    remember(memory, seen, hyper.capacity, row)
+                if glance == 0:
+                    seen = offer(memory, seen, hyper.capacity, offered)
+            if is_er:
+                seen = offer(memory, seen, hyper.capacity, offered)
         accuracies.append([accuracy(t) for t in range(task + 1)])
     return accuracies
 

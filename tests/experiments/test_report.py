@@ -27,7 +27,14 @@ def example(retained=0.6):
 
 
 def write_run(
-    folder, method="er", accuracy=None, initial=None, lost=(), cost=None, **config
+    folder,
+    method="er",
+    accuracy=None,
+    initial=None,
+    lost=(),
+    cost=None,
+    environment=None,
+    **config,
 ):
     accuracy, initial = example() if accuracy is None else (accuracy, initial)
     count, num_tasks = accuracy.shape[:2]
@@ -42,7 +49,7 @@ def write_run(
         "glances": 5,
         **config,
     }
-    run_folder.create(folder, config, {})
+    run_folder.create(folder, config, environment or {})
     for task in range(num_tasks):
         for index, seed in enumerate(config["seeds"]):
             record = {"seed": seed, "task": task, "accuracy": accuracy[index, task]}
@@ -61,7 +68,11 @@ def write_run(
             "backward_transfer_interference": (last - learnt).mean(1),
             "learning_accuracy": learnt.mean(1),
             "forward_transfer": (before - initial[:, 1:]).mean(1),
-            "timing": {"train_cpu_s_per_seed": 12.34},
+            "timing": {
+                "train_s": 30.0,
+                "train_cpu_s_per_seed": 12.34,
+                "seeds_side_by_side": count,
+            },
             "diverged_seeds": [config["seeds"][i] for i in lost],
             **({} if cost is None else {"cost": cost}),
         },
@@ -100,7 +111,7 @@ class TestTable:
         text = files.table_md.read_text()
         expected = "65.0 ± 5.0 | -10.0 ± 5.0 | 75.0 ± 0.0 | 30.0 ± 0.0 | 3 |"
         assert f"| digits-rotations | ER | {expected}" in text
-        assert "| 100 | 5 |  |  | 12.3 |" in text
+        assert "| 100 | 5 |  |  | 12 s |" in text
         line = "ER 65.0 ± 5.0 -10.0 ± 5.0 75.0 ± 0.0 30.0 ± 0.0 3 12.3"
         assert line in " ".join(shown.split())
         (row,) = table_rows(files)
@@ -135,12 +146,21 @@ class TestTable:
     def test_a_row_says_what_the_method_costs(self, tmp_path):
         cost = cost_of(105.04, 628_800)
         files, shown = make(tmp_path, write_run(tmp_path / "er", cost=cost))
-        assert "| 105 | 0.63 | 12.3 |" in files.table_md.read_text()
+        assert "| 105 | 0.63 | 12 s |" in files.table_md.read_text()
         (row,) = table_rows(files)
         assert float(row["gradient_evaluations_per_row"]) == 105.04
         assert int(row["memory_bytes"]) == 628_800
         assert "30.0 ± 0.0 3 105 12.3" in " ".join(shown.split())
         assert "| 105, 12 s, 0.63 MB |" in files.comparison_md.read_text()
+
+    def test_seeds_share_the_wall_time_of_an_accelerator(self, tmp_path):
+        environment = {"device": "NVIDIA H200"}
+        run = write_run(tmp_path / "er", environment=environment)  # three seeds, 30 s
+        files, shown = make(tmp_path, run)
+        assert "| 10 s on NVIDIA H200 |" in files.table_md.read_text()
+        assert "3 10.0" in " ".join(shown.split())
+        (row,) = table_rows(files)
+        assert (row["train_s_per_seed"], row["device"]) == ("10.0", "NVIDIA H200")
 
     def test_rows_are_sorted_by_retained_accuracy(self, tmp_path):
         _, initial = example()
