@@ -1,5 +1,6 @@
 """Meshes and processes: the same numbers wherever seeds and rows go."""
 
+import json
 import os
 import signal
 import socket
@@ -132,6 +133,41 @@ def test_rows_are_shared_in_the_compiled_program(quick_compile):
         texts.append(program.train_task.as_text())
     alone, shared = texts
     assert "all-reduce" in shared and "all-reduce" not in alone
+
+
+def collectives(mesh):
+    command = [sys.executable, ROOT / "tests/experiments/collectives.py", mesh]
+    environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    process = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["8x1", "64x1", "256x1"])
+def test_devices_with_seeds_of_their_own_exchange_nothing(mesh):
+    found = collectives(mesh)
+    assert found["train"] == {} and found["evaluate"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["4x2", "128x2"])
+def test_devices_that_share_rows_exchange_a_gradient_per_inner_step(mesh):
+    found = collectives(mesh)
+    inner_steps = make_config().hyper.inner_steps
+    (_, reduced), (_, other) = (
+        found["train"]["all-reduce"],
+        np.sum([x for k, x in found["train"].items() if k != "all-reduce"], axis=0),
+    )
+    # One tree of the weights per inner step, whatever the number of groups, and the
+    # losses of rows beside it.
+    assert inner_steps <= reduced / found["weight_bytes"] < 1.02 * inner_steps
+    assert other < 0.1 * found["weight_bytes"]
 
 
 def make_config(**overrides):
