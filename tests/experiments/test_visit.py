@@ -1,0 +1,111 @@
+"""Visits to a lent machine: each work keeps its record whatever becomes of others."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from experiments import __main__ as command_line
+
+ROOT = Path(__file__).parents[2]
+PLAN = ROOT / "experiments/bench/visit.yaml"
+
+
+def visit(plan, out, *options, seconds=60):
+    """Runs a plan in a process of its own; returns what it printed and packed."""
+    command = [sys.executable, "-m", "experiments.bench.visit", plan, out]
+    process = subprocess.run(
+        [*map(str, command), "--seconds", str(seconds), *options],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    with tarfile.open(out / "kept.tar.gz") as archive:
+        return process.stdout, archive.getnames()
+
+
+def write_plan(path, *stages):
+    YAML(typ="safe").dump(list(stages), path)
+    return path
+
+
+def work(name, code, seconds=30, **other):
+    return {
+        "name": name,
+        "program": True,
+        "run": f"-c '{code}'",
+        "seconds": seconds,
+    } | other
+
+
+@pytest.mark.slow
+def test_a_work_that_fails_or_hangs_costs_no_other_its_record(tmp_path):
+    write = 'open("{out}/NAME", "w").write("kept")'
+    plan = write_plan(
+        tmp_path / "plan.yaml",
+        {
+            "stage": "one",
+            "at_once": 2,
+            "works": [
+                work("hangs", "import time; time.sleep(60)", seconds=1),
+                work("fails", "import sys; sys.exit(3)"),
+                work("first", write.replace("NAME", "first")),
+            ],
+        },
+        {"stage": "two", "works": [work("second", write.replace("NAME", "second"))]},
+    )
+    start = time.monotonic()
+    text, names = visit(plan, tmp_path)
+    assert time.monotonic() - start < 30
+    assert {"visit/first", "visit/second", "visit/logs/fails.log"} <= set(names)
+    assert "fails ended" in text and "status 3" in text and "status -15" in text
+
+
+@pytest.mark.slow
+def test_a_visit_ends_in_time_and_leaves_checkpoints_behind(tmp_path):
+    code = (
+        'import os, time; os.makedirs("{out}/run/checkpoints"); '
+        'open("{out}/run/line", "w"); time.sleep(60)'
+    )
+    works = [work("long", code, seconds=60), work("never", "print()")]
+    plan = write_plan(tmp_path / "plan.yaml", {"stage": "one", "works": works})
+    start = time.monotonic()
+    text, names = visit(plan, tmp_path, seconds=10)
+    assert time.monotonic() - start < 15
+    assert "visit/run/line" in names and "visit/run/checkpoints" not in names
+    assert "never began" not in text
+
+
+@pytest.mark.slow
+def test_a_dry_run_adds_the_small_sizes(tmp_path):
+    code = "import sys; print(sys.argv[1:])"
+    works = [work("small", code, dry="--tiny 2")]
+    plan = write_plan(tmp_path / "plan.yaml", {"stage": "one", "works": works})
+    visit(plan, tmp_path, "--dry-run")
+    assert "['--tiny', '2']" in (tmp_path / "visit/logs/small.log").read_text()
+
+
+def test_the_plan_has_options_that_commands_know():
+    runner = CliRunner(env={"COLUMNS": "300"})
+    shown = {
+        name: runner.invoke(command_line.app, [name, "--help"]).output
+        for name in ("run", "bench")
+    }
+    names = set()
+    for stage in YAML(typ="safe").load(PLAN.read_text()):
+        for each in stage["works"]:
+            words = f"{each['run']} {each['dry']}".split()
+            unknown = [
+                w for w in words if w.startswith("--") and w not in shown[words[0]]
+            ]
+            assert not unknown and each["name"] not in names
+            names.add(each["name"])
