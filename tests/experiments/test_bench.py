@@ -26,6 +26,10 @@ COLUMNS = {
     ],
     "compile": [{"start", "until_first_update_s"}],
     "scaling": [{"devices", "seeds", "meta_updates_per_s"}],
+    "accelerator": [
+        {"matmul_tflop_per_s_default", "matmul_tflop_per_s_highest"},
+        {"seeds", "train_s", "over_one_seed"},
+    ],
     "peers": [{"loop", "ms_per_meta_update", "ratio"}],
 }
 
