@@ -108,9 +108,9 @@ NOTE = (
     "the untrained model. BTI and FWT in percentage points. Gradients per row: "
     "gradient evaluations (a forward and a backward pass of one row) per row of the "
     "stream, replayed rows, glances and epochs included; a Hessian's product with a "
-    "vector counts two. Memory: rows and logits that the method keeps. Training per seed: "
-    "processor seconds on a CPU; on the accelerator that is named, wall seconds over the "
-    "number of seeds that shared it."
+    "vector counts two. Memory: rows and logits that the method keeps. Training per "
+    "seed: processor seconds on a CPU; on the accelerator that is named, wall seconds "
+    "over the number of seeds that shared it."
 )
 
 

@@ -18,8 +18,8 @@ _STRETCH_S = 8.0
 _MATMUL_SIZE = 8192
 _NOTE = (
     "compile_s: tracing and compiling, all rows of this table at once; train_s: the "
-    "whole stream, without evaluation, from the tasks that were timed; percent of peak: "
-    "operations of the matrix products alone"
+    "whole stream, without evaluation, from the tasks that were timed; percent of "
+    "peak: operations of the matrix products alone"
 )
 
 

@@ -325,5 +325,5 @@ def test_plain_arrays_of_another_form_are_refused(plain, key, change, message):
 def test_a_damaged_plain_array_is_named(plain):
     path = plain / "mnist" / "arrays" / "test_images.npy"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="test_images.npy"):
+    with pytest.raises(DataError, match=r"test_images\.npy"):
         sources.load_source("mnist", plain)
