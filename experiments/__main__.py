@@ -701,11 +701,25 @@ def report(
             show_default=False,
         ),
     ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="What figures are written as beside PNG: svg, pdf, or svg,pdf.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Make tables and figures from any set of run folders; never trains."""
     from experiments import report as reporting
 
-    reporting.make_report(runs, out, benches=benches or [], console=console)
+    reporting.make_report(
+        runs,
+        out,
+        benches=benches or [],
+        formats=_words(formats) or [],
+        console=console,
+    )
 
 
 @app.command(name="list")

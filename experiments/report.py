@@ -1,7 +1,7 @@
 """Tables and figures from run folders; reads only what is stored, never trains."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from experiments import bench, comparison, figures, pages, run_folder, tables
+from experiments.errors import UserError
 from experiments.rows import make_rows
 from experiments.run_folder import RunFolderError
 
@@ -36,14 +37,16 @@ def make_report(
     out_dir: Path,
     *,
     benches: Iterable[Path] = (),
+    formats: Sequence[str] = (),
     console: Console | None = None,
 ) -> ReportFiles:
-    """Writes tables and figures of any set of runs, and prints the tables.
+    """Writes tables and figures (PNG) of any set of runs, and prints the tables.
 
     Args:
         paths: run folders, or parents of them.
         out_dir: made if need be; files of an earlier report are replaced.
         benches: records of ``bench --json``; they join the page, and scaling is drawn.
+        formats: of ``figures.FORMATS``, what figures are also written as.
         console: where the tables are printed; standard output if None.
 
     Returns:
@@ -54,9 +57,13 @@ def make_report(
     Raises:
         RunFolderError: a path without runs, no run with a result, or an ``out_dir``
             that cannot be written to.
-        UserError: a damaged record.
+        UserError: a damaged record, or an unknown format.
     """
     console = Console() if console is None else console
+    for name in formats:
+        if name not in figures.FORMATS:
+            known = ", ".join(figures.FORMATS)
+            raise UserError(f"unknown format {name!r}; choose of: {known}")
     measured = [bench.read(path) for path in benches]
     runs, skipped = [], []
     for folder in run_folder.find(paths):
@@ -82,7 +89,7 @@ def make_report(
     written: list[Path] = []
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
         entries = [row.entry for row in rows if row.benchmark == benchmark]
-        written += figures.write(out_dir, benchmark, entries)
+        written += figures.write(out_dir, benchmark, entries, formats)
     all_tables = [
         (comparison.heading(each), comparison.table(each)) for each in compared
     ]
@@ -95,7 +102,7 @@ def make_report(
                 path = out_dir / ("scaling" + f"-{number + 1}" * (scaled > 1))
                 first = results[0]
                 draw = functools.partial(figures.scaling, first.title, first.rows)
-                written += figures.save(draw, path)
+                written += figures.save(draw, path, formats)
     notes = [comparison.NOTE, tables.NOTE]
     notes += [f"Not in the tables: {reason}." for reason in skipped]
     pictures = [path for path in written if path.suffix == ".png"]

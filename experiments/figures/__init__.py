@@ -14,6 +14,7 @@ from experiments.figures.training import alignment, probes, step_sizes
 
 __all__ = [
     "DPI",
+    "FORMATS",
     "KINDS",
     "WIDTH_IN",
     "Entry",
@@ -42,13 +43,20 @@ KINDS: dict[str, Callable[[str, Sequence[Entry]], Any | None]] = {
 """A kind returns None where no run has what it shows."""
 
 
-def write(out_dir: Path, title: str, entries: Sequence[Entry]) -> list[Path]:
-    """Draws what figures a benchmark has and writes them as PNG and SVG.
+FORMATS = ("svg", "pdf")
+"""What figures can be written as beside PNG."""
+
+
+def write(
+    out_dir: Path, title: str, entries: Sequence[Entry], formats: Sequence[str] = ()
+) -> list[Path]:
+    """Draws what figures a benchmark has and writes them as PNG, and as asked.
 
     Args:
         out_dir: an existing folder.
         title: the benchmark; begins the file names.
         entries: its runs, best first.
+        formats: of ``FORMATS``.
 
     Returns:
         The files; the same entries give the same bytes.
@@ -63,25 +71,30 @@ def write(out_dir: Path, title: str, entries: Sequence[Entry]) -> list[Path]:
         for kind, draw in KINDS.items():
             figure = draw(title, entries)
             if figure is not None:
-                files += _save(figure, out_dir / f"{title}_{kind}")
+                files += _save(figure, out_dir / f"{title}_{kind}", formats)
     return files
 
 
-def save(draw: Callable[[], Any], path: Path) -> list[Path]:
-    """Draws one figure and writes it as PNG and SVG beside ``path``."""
+def save(
+    draw: Callable[[], Any], path: Path, formats: Sequence[str] = ()
+) -> list[Path]:
+    """Draws one figure and writes it as PNG, and in ``formats``, beside ``path``."""
     from matplotlib import rc_context
 
     with rc_context(RC):
-        return _save(draw(), path)
+        return _save(draw(), path, formats)
 
 
-def _save(figure: Any, path: Path) -> list[Path]:
+# Without a date, so that the same runs give the same bytes.
+_METADATA = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def _save(figure: Any, path: Path, formats: Sequence[str]) -> list[Path]:
     files = []
-    for suffix in ("png", "svg"):
+    for suffix in dict.fromkeys(("png", *formats)):
         file = path.with_name(f"{path.name}.{suffix}")
         buffer = io.BytesIO()
-        metadata = {"Date": None} if suffix == "svg" else None
-        figure.savefig(buffer, format=suffix, metadata=metadata)
+        figure.savefig(buffer, format=suffix, metadata=_METADATA.get(suffix))
         run_folder.write_file(file, buffer.getvalue())
         files.append(file)
     return files

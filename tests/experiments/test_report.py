@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from experiments import bench, figures, published, report, rows, run_folder, styles
+from experiments.errors import UserError
 
 NAN = float("nan")
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"}
@@ -87,9 +88,9 @@ def cost_of(evaluations, num_bytes):
     }
 
 
-def make(tmp_path, *folders):
+def make(tmp_path, *folders, **options):
     console = Console(file=io.StringIO(), width=80)
-    files = report.make_report(folders, tmp_path / "out", console=console)
+    files = report.make_report(folders, tmp_path / "out", console=console, **options)
     return files, console.file.getvalue()
 
 
@@ -470,29 +471,42 @@ class TestPublished:
 
 
 class TestFigures:
-    def test_each_is_a_png_of_the_stated_size_and_an_svg(self, tmp_path):
+    def test_each_is_a_png_of_the_stated_size_and_what_else_was_asked(self, tmp_path):
         _, initial = example()
         folders = [
             write_run(tmp_path / "er"),
             write_run(tmp_path / "new", "new", example(0.5)[0], initial, lost=[2]),
         ]
-        files, _ = make(tmp_path, *folders)
+        files, _ = make(tmp_path, *folders, formats=("svg", "pdf"))
         names = sorted(path.name for path in files.figures)
         assert names == sorted(
             f"digits-rotations_{kind}.{suffix}"
             for kind in ("bars", "curves", "tasks")
-            for suffix in ("png", "svg")
+            for suffix in ("png", "svg", "pdf")
         )
         for path in files.figures:
             data = path.read_bytes()
             if path.suffix == ".svg":
                 assert xml.etree.ElementTree.fromstring(data).tag.endswith("svg")
                 continue
+            if path.suffix == ".pdf":
+                assert data[:5] == b"%PDF-"
+                continue
             assert data[:8] == b"\x89PNG\r\n\x1a\n"
             width, height = struct.unpack(">II", data[16:24])
             assert width == int(figures.DPI * figures.WIDTH_IN)
             assert 200 < height < 600
         assert files.page.read_text().count("data:image/png;base64,") == 3
+
+    def test_png_is_what_is_written_unasked(self, tmp_path):
+        files, _ = make(tmp_path, write_run(tmp_path / "er"))
+        assert {path.suffix for path in files.figures} == {".png"}
+
+    def test_an_unknown_format_is_told(self, tmp_path):
+        with pytest.raises(
+            UserError, match="unknown format 'eps'; choose of: svg, pdf"
+        ):
+            make(tmp_path, write_run(tmp_path / "er"), formats=("eps",))
 
     def entry(self, accuracy, method="er", label="ER"):
         last = 100 * accuracy[:, -1].mean(1)
