@@ -235,7 +235,7 @@ def lamaml_transform(
 
     References:
         Gupta et al. 2020, arXiv:2007.13904, Algorithm 1. Differs from the authors' code
-        where the README says so.
+        where lamaml_jax/README.md says so.
     """
     inner_steps = checks.check_count("inner_steps", inner_steps)
     replay_size = checks.check_count("replay_size", replay_size)

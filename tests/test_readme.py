@@ -1,4 +1,4 @@
-"""The README's example runs as printed, and what it lists exists."""
+"""What the pages show runs as printed, equals the records, and leads somewhere."""
 
 import functools
 import math
@@ -15,25 +15,86 @@ from experiments import __main__ as command_line
 from experiments import bench
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "experiments/results"
-TEXTS = README + (ROOT / "experiments/README.md").read_text()
+PAGES = {
+    name: (ROOT / name).read_text()
+    for name in (
+        "README.md",
+        "lamaml_jax/README.md",
+        "experiments/README.md",
+        "experiments/results/README.md",
+        "experiments/bench/README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    )
+}
+FRONT, GUIDE = PAGES["README.md"], PAGES["lamaml_jax/README.md"]
 COMMANDS = re.findall(
-    r"python -m experiments ((?:run|sweep|report|bench|data) .*)", TEXTS
+    r"python -m experiments ((?:run|sweep|report|bench|data)\b[^`\n]*)",
+    "\n".join(PAGES.values()),
 )
+REPORTS = {
+    name: (RESULTS / name / "comparison.md").read_text()
+    for name in ("report", "equal-compute/report")
+}
+FENCED = re.compile(r"^```.*?^```", re.M | re.S)
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
+
+
+def section(page, heading):
+    return page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def tables(text):
+    """The rows of every table, heading first, cells without the spaces around."""
+    found = re.findall(r"(?:^\|.*\|$\n?)+", text, re.M)
+    return [
+        [
+            [cell.strip() for cell in line[1:-1].split("|")]
+            for line in table.splitlines()
+        ]
+        for table in found
+    ]
+
+
+def slugs(page):
+    """The anchors that a code host gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page), re.M)
+    return {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}
 
 
 @functools.cache
 def after_examples():
-    """What the Python blocks leave behind, run one after the other."""
+    """What the guide's Python blocks leave behind, run one after the other."""
     scope = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), scope)
+    for block in blocks(GUIDE, "python"):
+        exec(compile(block, "lamaml_jax/README.md", "exec"), scope)
     return scope
+
+
+def test_front_page_fits_on_a_page():
+    assert len(FRONT.splitlines()) <= 150
+
+
+def test_digits_example_prints_what_is_shown(capsys):
+    (block,) = blocks(FRONT, "python")
+    exec(compile(block, "README.md", "exec"), {})
+    printed, (shown, *_) = capsys.readouterr().out, blocks(FRONT, "text")
+    pattern = r"^(.+): (\d+)% right$"
+    found, expected = (dict(re.findall(pattern, x, re.M)) for x in (printed, shown))
+    assert found.keys() == expected.keys() == {"SGD", "La-MAML"}
+    for name, percent in expected.items():
+        # Rounding differs between devices: 4 points are 12 of the 297 test rows.
+        assert abs(int(found[name]) - int(percent)) <= 4, name
+
+
+def test_digits_example_takes_twelve_lines():
+    (block,) = blocks(FRONT, "python")
+    code = [line for line in block.split("\n\n\n")[-1].splitlines() if line]
+    assert len(code) == 12
 
 
 def test_example_runs_and_learns():
@@ -58,39 +119,64 @@ def test_train_state_learns_in_fifteen_lines():
     memory = optax.tree.get(train_state.opt_state, "reservoir")
     assert train_state.step == 50 and memory.num_seen == 500
     assert optax.tree.get(train_state.opt_state, "info").meta_loss < 0.6
-    body = blocks("python")[2].split("weights =")[0]
+    body = blocks(GUIDE, "python")[2].split("weights =")[0]
     assert len([line for line in body.splitlines() if line.strip()]) <= 15
 
 
 def test_example_takes_about_twenty_lines():
-    example, *_ = blocks("python")
+    example, *_ = blocks(GUIDE, "python")
     code = [line for line in example.splitlines() if line.strip()]
     assert len(code) <= 30
 
 
 def test_every_public_name_is_in_the_api_table():
-    table = README.split("## API")[1].split("\n## ")[0]
+    table = section(GUIDE, "API by task")
     missing = [name for name in lm.__all__ if f"`{name}`" not in table]
     assert not missing
 
 
 def test_two_commands_are_the_only_shell_blocks():
-    commands = blocks("sh")
+    commands = blocks(FRONT, "sh")
     assert len(commands) == 2
     assert "python -m experiments run" in commands[0]
     assert "python -m pytest" in commands[1]
 
 
 def test_results_are_those_of_the_committed_reports():
-    for name in ("report", "equal-compute/report"):
-        tables = (RESULTS / name / "comparison.md").read_text().split("\n\n")
-        tables = [table.strip() for table in tables if table.startswith("| method")]
-        assert tables
-        for table in tables:
-            assert table in README, table
+    for report in REPORTS.values():
+        found = [t.strip() for t in report.split("\n\n") if t.startswith("| method")]
+        assert found
+        for table in found:
+            assert table in PAGES["experiments/results/README.md"], table
+
+
+def test_headline_rows_are_those_of_the_committed_report():
+    cells = {}
+    for heading, _, *rows in tables(REPORTS["report"]):
+        for row in rows:
+            for name, cell in zip(heading[1:], row[1:], strict=True):
+                cells[row[0], name] = cell
+    columns = ["mnist-rotations", "mnist-permutations", "mnist-many", "cifar100-split"]
+    (_, _, *rows), *_ = tables(section(FRONT, "Results"))
+    assert len(rows) == 6
+    for method, *shown in rows:
+        for benchmark, cell in zip(columns, shown, strict=True):
+            accuracy = cells.get((method, f"{benchmark} RA %"), "").split(" [")[0]
+            if accuracy:
+                cost = cells[method, f"{benchmark} cost"].split(",")[0]
+                assert cell == f"{accuracy} ({cost})", (method, benchmark)
+            else:
+                assert cell in ("not finished", "not run"), (method, benchmark)
+
+
+def test_advice_quotes_the_committed_reports():
+    quoted = re.findall(r"\d+\.\d", section(FRONT, "When to use it, and when not"))
+    known = set(re.findall(r"\d+\.\d", "".join(REPORTS.values())))
+    assert quoted and set(quoted) <= known
 
 
 def test_speed_is_that_of_the_committed_records():
+    page = PAGES["experiments/bench/README.md"]
     one, conv, two = (
         bench.read(RESULTS / f"bench/{name}.json")["update"].results[0].rows[0]
         for name in ("one-core", "one-core-conv", "two-cores")
@@ -101,22 +187,21 @@ def test_speed_is_that_of_the_committed_records():
         "share of this core's matmul peak, 104 GFLOP/s": "percent_of_matmul_peak",
     }
     for heading, key in rows.items():
-        shown = re.search(rf"^\| {heading} \| (.*) \| (.*) \|$", README, re.M)
+        shown = re.search(rf"^\| {heading} \| (.*) \| (.*) \|$", page, re.M)
         numbers = [float(re.sub("[, %]", "", cell)) for cell in shown.groups()]
         assert numbers == pytest.approx([one[key], conv[key]], rel=0.02), heading
-    assert f"{one['cpu_s_per_seed']:.1f} CPU s" in README
-    assert f"| {two['meta_updates_per_s']:.0f} meta-updates per second |" in README
-    own = (ROOT / "experiments/README.md").read_text()
+    assert f"{one['cpu_s_per_seed']:.1f} CPU s" in page
+    assert f"| {two['meta_updates_per_s']:.0f} meta-updates per second |" in page
     scaling = bench.read(RESULTS / "bench/two-cores.json")["scaling"].results[0].rows
     for devices, heading in ((1, "one device"), (2, "two devices, a core each")):
-        line = re.search(rf"^\| {heading} \|(.*)\|$", own, re.M)[1]
+        line = re.search(rf"^\| {heading} \|(.*)\|$", page, re.M)[1]
         rates = [r["meta_updates_per_s"] for r in scaling if r["devices"] == devices]
         assert [int(n) for n in re.findall(r"\d+", line)] == [round(r) for r in rates]
 
 
 @pytest.mark.parametrize("text", dict.fromkeys(COMMANDS))
 def test_commands_have_the_options_they_are_shown_with(text):
-    words = shlex.split(text.strip('`"'), comments=True)
+    words = shlex.split(text.strip('"'), comments=True)
     options = {word.split("=")[0] for word in words if word.startswith("-")}
     command = words[: 2 if words[0] == "data" else 1]
     runner = CliRunner(env={"COLUMNS": "300"})
@@ -126,6 +211,26 @@ def test_commands_have_the_options_they_are_shown_with(text):
     assert options <= known
 
 
-def test_links_lead_to_files():
-    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
-    assert links and all((ROOT / link).exists() for link in links)
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_files_and_their_headings(name):
+    links = re.findall(r"\]\(((?!https?:)[^)]+)\)", FENCED.sub("", PAGES[name]))
+    assert links or name.startswith("C")  # contributing and changes need none
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            assert anchor in slugs(target.read_text()), link
+
+
+def test_every_page_is_reached_from_the_front_page():
+    for name in PAGES.keys() - {"README.md"}:
+        assert f"]({name}" in FRONT, name
+
+
+def test_nothing_is_said_twice():
+    seen = {}
+    for name, page in PAGES.items():
+        for line in FENCED.sub("", page).splitlines():
+            if len(line) > 60 and not line.startswith(("<!--", "| ---")):
+                assert seen.setdefault(line, name) == name, line

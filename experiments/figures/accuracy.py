@@ -143,7 +143,7 @@ def curves(title: str, entries: Sequence[Entry]) -> Any:
     return page
 
 
-def _draw_matrix(axes: Any, accuracy: np.ndarray, norm: Any) -> Any:
+def draw_matrix(axes: Any, accuracy: np.ndarray, norm: Any) -> Any:
     """Draws [T, T] percent; a row reaches back to the evaluation before it."""
     num_tasks = accuracy.shape[-1]
     tasks = np.flatnonzero(np.isfinite(np.tril(accuracy)).all(axis=1))
@@ -182,7 +182,7 @@ def matrices(title: str, entries: Sequence[Entry]) -> Any:
     for axes in panels.flat[len(entries) :]:
         axes.remove()
     for axes, text, mean in zip(panels.flat, titles, means, strict=False):
-        mesh = _draw_matrix(axes, mean, norm)
+        mesh = draw_matrix(axes, mean, norm)
         axes.set_title(text)
     used = list(panels.flat[: len(entries)])
     page.colorbar(mesh, ax=used, label="accuracy (%)", shrink=0.8, aspect=25)
