@@ -32,8 +32,8 @@ class ReportFiles(NamedTuple):
 
 
 def make_report(
-    paths: Iterable[Path],
-    out_dir: Path,
+    paths: Iterable[Path | str | run_folder.Run],
+    out_dir: Path | str,
     *,
     benches: Iterable[Path] = (),
     console: Console | None = None,
@@ -41,7 +41,7 @@ def make_report(
     """Writes tables and figures of any set of runs, and prints the tables.
 
     Args:
-        paths: run folders, or parents of them.
+        paths: run folders, or parents of them, or runs that were read.
         out_dir: made if need be; files of an earlier report are replaced.
         benches: records of ``bench --json``; they join the page, and scaling is drawn.
         console: where the tables are printed; standard output if None.
@@ -59,7 +59,8 @@ def make_report(
     console = Console() if console is None else console
     measured = [bench.read(path) for path in benches]
     runs, skipped = [], []
-    for folder in run_folder.find(paths):
+    given = [x.folder if isinstance(x, run_folder.Run) else Path(x) for x in paths]
+    for folder in run_folder.find(given):
         try:
             runs.append(run_folder.read(folder))
         except RunFolderError as error:
