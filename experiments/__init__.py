@@ -6,7 +6,10 @@ it is used.
 """
 
 import importlib
+import sys
 from typing import Any
+
+from .naming import share
 
 _MODULES = frozenset(
     {
@@ -26,6 +29,9 @@ _NAMES = {
     "from_npz": "data.own",
     "Stream": "data.streams",
 }
+
+
+share(sys.modules[__name__])
 
 
 def __getattr__(name: str) -> Any:

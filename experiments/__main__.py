@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import printing
+from experiments import naming, printing
 from experiments.errors import UserError
 from experiments.paths import check_local
 
 app = typer.Typer(
-    name="python -m experiments",
+    name=" ".join(naming.command()),
     help="Continual-learning benchmarks of La-MAML and its baselines.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -747,7 +747,7 @@ def list_data(data_dir: DataDir = None) -> None:
     if is_any_missing:
         console.print(
             f"Searched {data_dir or sources.default_data_dir()}. A missing one is "
-            "prepared by `python -m experiments data prepare NAME --from FOLDER`, with "
+            f"prepared by `{app.info.name} data prepare NAME --from FOLDER`, with "
             "its original archives, or `--download`.",
             markup=False,
         )

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 import lamaml_jax as lm
-from experiments import benchmarks, placement, run_folder, runner
+from experiments import benchmarks, naming, placement, run_folder, runner
 from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.config import RunConfig, config_record, num_meta_updates
 from experiments.costs import cost_record
@@ -35,6 +35,7 @@ from experiments.loggers import Logger
 from experiments.progress import show_progress, show_step
 from experiments.stopping import Requests, Stopped, requests
 
+_ROOT = Path(__file__).parents[1]
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
@@ -44,13 +45,16 @@ def environment(command: str | None = None) -> dict[str, Any]:
     Args:
         command: what started it; the one of this process if None.
     """
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    commit = ""
+    if (_ROOT / ".git").exists():  # else a copy, inside of whatever other repository
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=_ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        commit = done.stdout.strip()
     return {
         "versions": {name: metadata.version(name) for name in _PACKAGES}
         | {"lamaml_jax": lm.__version__, "python": platform.python_version()},
@@ -59,9 +63,8 @@ def environment(command: str | None = None) -> dict[str, Any]:
         "process_count": jax.process_count(),
         "processor": platform.machine(),
         "cpu_count": os.cpu_count(),
-        "command": command
-        or shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
-        "git_commit": commit.stdout.strip() or os.environ.get("LAMAML_COMMIT"),
+        "command": command or shlex.join([*naming.command(), *sys.argv[1:]]),
+        "git_commit": commit or os.environ.get("LAMAML_COMMIT"),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

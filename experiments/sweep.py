@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from experiments import request, run_folder, tables
+from experiments import naming, request, run_folder, tables
 from experiments.config import RunConfig, shape_of
 from experiments.errors import UserError
 from experiments.hyperparameters import kinds
@@ -177,7 +177,7 @@ def leaderboard(
             path = parent / "best.json"
             run_folder.write_file(path, f"{best}\n".encode())
             say(f"the best of {row.run.config['method']}, on test tasks:")
-            command = ["python", "-m", "experiments", "run", "--config", str(path)]
+            command = [*naming.command(), "run", "--config", str(path)]
             command += [word for each in plugins for word in ("--plugin", each)]
             say(f"  {shlex.join(command)}")
 

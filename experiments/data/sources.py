@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import registry
+from experiments import naming, registry
 from experiments.errors import UserError
 from experiments.paths import check_local
 from experiments.suggestions import did_you_mean
@@ -155,10 +155,14 @@ def arrays_folder(name: str, data_dir: Path | None) -> Path | None:
     return folder if is_alone and folder.is_dir() else None
 
 
+def _program() -> str:
+    return " ".join(naming.command())
+
+
 def _broken(name: str, folder: Path, what: str) -> DataError:
     return DataError(
         f"data set {name!r} in {folder} is broken: {what}. Remove that folder and "
-        f"prepare it again: python -m experiments data prepare {name} --data-dir "
+        f"prepare it again: {_program()} data prepare {name} --data-dir "
         f"{folder.parents[1]} --from FOLDER_WITH_ARCHIVES (or --download)"
     )
 
@@ -167,7 +171,7 @@ def _stored_otherwise(name: str, folder: Path, stored: str) -> DataError:
     """Words the case of a sound data set that other programs may be using."""
     return DataError(
         f"data set {name!r} in {folder} is stored as {stored}, which cannot be read "
-        "without TensorFlow. Leave it and prepare another: python -m experiments data "
+        f"without TensorFlow. Leave it and prepare another: {_program()} data "
         f"prepare {name} --data-dir OTHER_FOLDER --from FOLDER_WITH_ARCHIVES (or "
         "--download)"
     )
@@ -238,7 +242,7 @@ def check_source(name: str, data_dir: Path | None = None) -> None:
     if not folder.is_dir():
         raise MissingError(
             f"data set {name!r} is not prepared: searched {folder}. Prepare it with: "
-            f"python -m experiments data prepare {name} --data-dir "
+            f"{_program()} data prepare {name} --data-dir "
             f"{folder.parents[1]} --from FOLDER_WITH_ARCHIVES (or --download)"
         )
     for split in _shards(name, folder).values():

@@ -2,9 +2,11 @@
 
 From the command line, and from Python:
 
-    python -m experiments list --plugin your_own.py
-    python -m experiments run --plugin your_own.py -b own-digits -m averaged_er,er
+    lamaml list --plugin your_own.py
+    lamaml run --plugin your_own.py -b own-digits -m averaged_er,er
     python your_own.py
+
+In a checkout that is not installed ``lamaml`` is ``python -m experiments``.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from sklearn.datasets import load_digits
 
-import experiments
+import lamaml_experiments as experiments
 import lamaml_jax as lm
 
 
@@ -119,7 +121,5 @@ experiments.methods.register(
 
 
 if __name__ == "__main__":
-    from experiments import report
-
     runs = experiments.run("own-digits", ["averaged_er", "er", "lamaml"], seeds=3)
-    report.make_report(runs, "report")
+    experiments.report.make_report(runs, "report")

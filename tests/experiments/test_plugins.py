@@ -123,6 +123,15 @@ def test_values_of_a_benchmark_without_presets_say_whose_they_are(monkeypatch, c
     assert "│ keep │ 0.9 │" in out
 
 
+def test_both_names_of_the_package_are_one_set_of_modules():
+    import lamaml_experiments.methods.problem as long
+    from experiments.methods import problem as short
+
+    assert long is short
+    assert long.__spec__.name == "experiments.methods.problem"
+    assert sys.modules["lamaml_experiments"] is sys.modules["experiments"]
+
+
 @pytest.mark.slow
 def test_a_plugin_is_run_swept_and_reported_outside_of_the_checkout(tmp_path):
     """All of a person's own in one file, from a folder that has nothing else."""
@@ -164,6 +173,3 @@ def test_a_plugin_is_run_swept_and_reported_outside_of_the_checkout(tmp_path):
     )
     out = spawn(*command, "report", *plugin, "out", "--out", "tables")
     assert "Averaged ER" in out
-    spawn("mine.py")
-    assert (tmp_path / "report/report.html").is_file()
-    assert (tmp_path / "runs/own-digits/lamaml/summary.json").is_file()
