@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import printing
+from experiments import naming, printing
 from experiments.errors import UserError
 from experiments.paths import check_local
 
 app = typer.Typer(
-    name="python -m experiments",
+    name=" ".join(naming.command()),
     help="Continual-learning benchmarks of La-MAML and its baselines.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -93,6 +93,25 @@ def _hyper(help_text: str) -> typer.models.OptionInfo:
     return typer.Option(help=help_text, show_default=False)
 
 
+def use_devices(devices: int | None) -> None:
+    """Imports jax with that many devices on a CPU; None for one per core."""
+    from experiments import placement
+
+    count = devices if devices is not None else os.cpu_count() or 1
+    if count < 1:
+        raise UserError(f"--devices: expected at least 1, received {count}")
+    placement.use_cpu_devices(count)
+
+
+def _load_plugins(plugin: list[str] | None, devices: int | None = None) -> None:
+    """Imports a person's own files, which may compute with jax when they are."""
+    if plugin:
+        from experiments import plugins
+
+        use_devices(devices)
+        plugins.load(plugin)
+
+
 def start_jax(devices: int | None, cache: bool, processes: Any = None) -> None:
     """Imports jax with one device per core on a CPU, and with its persistent cache.
 
@@ -103,10 +122,7 @@ def start_jax(devices: int | None, cache: bool, processes: Any = None) -> None:
     """
     from experiments import placement
 
-    count = devices if devices is not None else os.cpu_count() or 1
-    if count < 1:
-        raise UserError(f"--devices: expected at least 1, received {count}")
-    placement.use_cpu_devices(count)
+    use_devices(devices)
     if cache:
         import platformdirs
 
@@ -118,56 +134,6 @@ def start_jax(devices: int | None, cache: bool, processes: Any = None) -> None:
 def _tell(text: str) -> None:
     """Shows a sentence as it is."""
     console.print(text, soft_wrap=True, markup=False)
-
-
-def _take_folders(
-    context: typer.Context, folders: list[Path], fresh: bool, locked: list[Path]
-) -> None:
-    """Locks folders until the command ends, refuses unusable ones, empties if asked.
-
-    Nothing is changed before all are known to be free and locked.
-
-    Args:
-        context: of the command.
-        folders: of the runs.
-        fresh: whether earlier runs in them are removed.
-        locked: ``folders``, or folders that hold them.
-    """
-    from experiments import run_folder
-
-    for folder in folders:
-        run_folder.check_free(folder)
-    context.with_resource(run_folder.held(locked, _tell))
-    for folder in folders:
-        if fresh and folder.exists():
-            run_folder.clear(folder)
-        run_folder.check_usable(folder)
-
-
-def _incomplete(groups: list[list[Any]]) -> list[list[Any]]:
-    """Returns the groups that are not done yet, the same in every process."""
-    import numpy as np
-
-    from experiments import placement, run_folder
-    from experiments.config import config_record
-
-    todo = np.zeros(len(groups), bool)
-    if placement.is_first_process():
-        for n, parts in enumerate(groups):
-            for config, folder in parts:
-                progress = run_folder.progress(folder, config_record(config))
-                if progress != run_folder.Progress.COMPLETE:
-                    todo[n] = True
-                else:
-                    console.print(f"{folder} is complete", soft_wrap=True)
-    todo = placement.from_first_process(todo)
-    return [parts for parts, is_todo in zip(groups, todo, strict=True) if is_todo]
-
-
-def _run_name(benchmark: str, setting: str, passes: str) -> str:
-    other = [passes] if passes != Passes.single else []
-    other += [setting] if setting != Setting.aware else []
-    return "-".join([benchmark, *other])
 
 
 def _words(given: list[str] | None) -> list[str] | None:
@@ -278,6 +244,24 @@ NumTasks = Annotated[
     int | None, _hyper("Tasks of the stream (fewer is not the benchmark).")
 ]
 RowsPerTask = Annotated[int | None, _hyper("Training rows per task.")]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        help="Name of a network that a plugin registers [default: the benchmark's]",
+        show_default=False,
+    ),
+]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE_OR_MODULE",
+        help="First import this file of yours, which registers benchmarks, methods or "
+        "networks; repeat it for several.",
+        show_default=False,
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -462,7 +446,9 @@ def run(
     objective: Annotated[
         Objective | None, _hyper("Meta-loss: mean over inner steps, or the last.")
     ] = None,
+    network: NetworkOption = None,
     settings: Settings = None,
+    plugin: Plugins = None,
 ) -> None:
     """Train methods on a benchmark and report RA and BTI.
 
@@ -501,9 +487,18 @@ def run(
             "max_grad_norm": max_grad_norm,
             "first_order": first_order,
             "objective": objective,
+            "network": network,
         }
     )
-    from experiments import hyperparameters, loggers, placement, request, session
+    _load_plugins(plugin, devices)
+    from experiments import (
+        hyperparameters,
+        launch,
+        loggers,
+        placement,
+        request,
+        session,
+    )
     from experiments.data import sources
 
     if debug_checks and distributed:
@@ -513,10 +508,11 @@ def run(
         told.append(loggers.tensorboard())
     stored = {} if config is None else request.read_file(config)
     asked = request.make_request(stored | given | hyperparameters.parse(settings or []))
-    request.configs(asked)
+    planned = request.configs(asked)
     chosen = asked.benchmark
     sources.check_source(chosen.source, data_dir)
-    name = _run_name(chosen.name, *request.protocol(asked))
+    name = launch.run_name(chosen.name, *request.protocol(asked))
+    held = context.with_resource(contextlib.ExitStack())
     hearing = context.with_resource(contextlib.ExitStack())
     stop = hearing.enter_context(stopping.requests(_tell))
     out = out or Path("runs") / name
@@ -526,10 +522,11 @@ def run(
         start_jax(devices, compile_cache, processes)
         console.quiet = not placement.is_first_process()
         if placement.is_first_process():
-            _take_folders(context, folders, fresh, folders)
+            launch.take_folders(held, folders, fresh, folders, _tell)
     else:
-        _take_folders(context, folders, fresh, folders)
+        launch.take_folders(held, folders, fresh, folders, _tell)
         start_jax(devices, compile_cache)
+    launch.tell_presets(planned, _tell)
     source = sources.load_source(chosen.source, data_dir)
     groups = [
         [session.Part(each, folder)]
@@ -537,14 +534,8 @@ def run(
             request.configs(asked, source.num_classes), folders, strict=True
         )
     ]
-    num_devices, per_seed = devices, 1
-    if mesh is not None:
-        num_groups, per_seed = placement.parse_mesh(mesh)
-        num_devices = num_groups * per_seed
-    elif distributed:
-        num_devices = None
-    device_mesh = placement.make_mesh(num_devices, per_seed)
-    todo = _incomplete(groups)
+    device_mesh = placement.chosen_mesh(devices, mesh, distributed)
+    todo = launch.incomplete(groups, console)
     diverged = {}
     if todo:
         console.print(f"[bold]{name}[/]: results in {out}", soft_wrap=True)
@@ -620,7 +611,9 @@ def sweep(
     devices: Devices = None,
     num_tasks: NumTasks = None,
     rows_per_task: RowsPerTask = None,
+    network: NetworkOption = None,
     settings: Settings = None,
+    plugin: Plugins = None,
 ) -> None:
     """Try grids of hyper-parameters on validation tasks, and rank them.
 
@@ -642,9 +635,11 @@ def sweep(
             "precision": precision,
             "num_tasks": num_tasks,
             "rows_per_task": rows_per_task,
+            "network": network,
         }
     )
-    from experiments import hyperparameters, placement, request, session
+    _load_plugins(plugin, devices)
+    from experiments import hyperparameters, launch, placement, request, session
     from experiments import sweep as sweeping
     from experiments.data import sources
 
@@ -652,15 +647,18 @@ def sweep(
     tried = stored.get("grid", {}) | hyperparameters.parse_grid(grid or [])
     given |= hyperparameters.parse(settings or []) | {"grid": tried}
     points = sweeping.plan(stored | given)
+    planned = []
     for point in points:
-        request.configs(point.asked)
+        planned += request.configs(point.asked)
         sources.check_source(point.asked.benchmark.source, data_dir)
     folders = [out / point.folder for point in points]
     by_method = list(dict.fromkeys(folder.parent for folder in folders))
+    held = context.with_resource(contextlib.ExitStack())
     hearing = context.with_resource(contextlib.ExitStack())
     stop = hearing.enter_context(stopping.requests(_tell))
-    _take_folders(context, folders, fresh, by_method)
+    launch.take_folders(held, folders, fresh, by_method, _tell)
     start_jax(devices, compile_cache)
+    launch.tell_presets(planned, _tell)
     mesh = placement.make_mesh(devices)
     diverged = {}
     for name in dict.fromkeys(point.asked.benchmark.name for point in points):
@@ -672,14 +670,14 @@ def sweep(
             for point in own
             for each in request.configs(point.asked, source.num_classes)
         ]
-        todo = _incomplete(list(sweeping.groups(parts, at_a_time)))
+        todo = launch.incomplete(list(sweeping.groups(parts, at_a_time)), console)
         console.print(f"[bold]{name}[/]: {len(parts)} points; results in {out}")
         watch = session.Watch(console, checkpoint_every)
         diverged |= session.run_groups(todo, source, mesh, watch)
     stop.check("every point is complete; the leaderboard is not made yet")
     hearing.close()
     _tell_diverged(diverged)
-    sweeping.leaderboard(folders, out, console)
+    sweeping.leaderboard(folders, out, console, plugin or [])
 
 
 @app.command()
@@ -709,8 +707,10 @@ def report(
             show_default=False,
         ),
     ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Make tables and figures from any set of run folders; never trains."""
+    _load_plugins(plugin)
     from experiments import report as reporting
 
     reporting.make_report(
@@ -727,8 +727,10 @@ def list_(
     benchmark: Annotated[
         str | None, typer.Argument(help="Show the hyper-parameters on this one.")
     ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """List benchmarks and methods, or the published hyper-parameters on one."""
+    _load_plugins(plugin)
     from experiments import benchmarks, listing
 
     if benchmark is None:
@@ -759,7 +761,7 @@ def list_data(data_dir: DataDir = None) -> None:
     if is_any_missing:
         console.print(
             f"Searched {data_dir or sources.default_data_dir()}. A missing one is "
-            "prepared by `python -m experiments data prepare NAME --from FOLDER`, with "
+            f"prepared by `{app.info.name} data prepare NAME --from FOLDER`, with "
             "its original archives, or `--download`.",
             markup=False,
         )

@@ -1,13 +1,14 @@
 """Named benchmarks as data: source, stream, model and protocol."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import sources, streams
+from experiments import registry
+from experiments.data import own_streams, sources, streams
 from experiments.errors import UserError
 from experiments.suggestions import did_you_mean
 
@@ -17,6 +18,9 @@ STREAMS = {
 }
 SPLIT = "split"
 """The stream whose tasks have classes of their own."""
+_OWN_STREAMS: dict[str, own_streams.StreamFn] = {}
+PUBLISHED = "published"
+"""The network of the paper: of ``channels`` and ``hidden``."""
 _VALIDATION = 1
 """Second part of the seeds of tasks for validation; those of the test have one part."""
 
@@ -29,7 +33,7 @@ class Benchmark:
     source: str
     """Name of the data set, as in ``experiments data list``."""
     stream: str
-    """How tasks are made of it, a key of ``STREAMS`` or ``SPLIT``."""
+    """How tasks are made of it: a key of ``STREAMS``, ``SPLIT``, or a person's own."""
     num_tasks: int
     """T; a split of a data set with fewer classes has as many as those make."""
     rows_per_task: int
@@ -53,6 +57,14 @@ class Benchmark:
     that LA, BTI and forward transfer need.
     """
     description: str = ""
+    network: str = PUBLISHED
+    """Name of the network, in ``models.NETWORKS``; all but ``PUBLISHED`` pass over
+    ``channels`` and ``hidden``."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the network is given rows as vectors [B, D]."""
+        return self.network == PUBLISHED and not self.channels
 
 
 _FAMILIES = (
@@ -133,14 +145,15 @@ class BenchmarkData(NamedTuple):
     """Arrays of one benchmark for S seeds; images stay uint8."""
 
     train_images: np.ndarray
-    """uint8 [N, H, W, C], or [N, D] for networks without convolutions."""
+    """uint8 (a person's own may be float32) [N, H, W, C], or [N, D] for the published
+    network without convolutions."""
     train_labels: np.ndarray
     """int32 [N]."""
     test_images: np.ndarray
     """uint8 [M, ...] like ``train_images``."""
     test_labels: np.ndarray
     """int32 [M]."""
-    max_value: int
+    max_value: float
     """Pixel value that is scaled to 1."""
     num_classes: int
     rows: np.ndarray
@@ -152,6 +165,80 @@ class BenchmarkData(NamedTuple):
     """int32 [S, Y]: new label of each class."""
     test_rows: np.ndarray
     """int32 [S, T, M']: test rows of each task."""
+
+
+def register(
+    name: str,
+    data: str | sources.Source | Callable[[], sources.Source],
+    *,
+    stream: str | streams.Stream | own_streams.StreamFn,
+    num_tasks: int | None = None,
+    rows_per_task: int | None = None,
+    description: str = "",
+    **fields: Any,
+) -> Benchmark:
+    """Adds a person's own benchmark to the command line.
+
+    Args:
+        name: for ``--benchmark`` and folders.
+        data: a data set as ``data.own`` makes it of arrays, or better a function that
+            makes it, which is called when the data are needed; or the name of one of
+            those in ``data list``.
+        stream: ``"rotations"``, ``"permutations"`` or ``"split"``; a ``Stream``, the
+            person's own order of rows, which all seeds are shown; or a function that
+            draws one, see ``own_streams.StreamFn``.
+        num_tasks: T; all there are if the stream is a ``Stream``.
+        rows_per_task: likewise.
+        description: a line for ``list``.
+        **fields: others of ``Benchmark``, such as ``classes_per_task`` or ``network``.
+
+    Returns:
+        The benchmark.
+
+    Raises:
+        UserError: the name is taken, or a field that cannot be.
+    """
+    if isinstance(data, str):
+        source = data
+        sources.check_name(source)
+    else:
+        source = name
+    if isinstance(stream, streams.Stream):
+        shape = np.shape(stream.rows)
+        if len(shape) != 2:
+            raise UserError(f"{name}: stream: expected rows [T, R], received {shape}")
+        num_tasks, rows_per_task = num_tasks or shape[0], rows_per_task or shape[1]
+        draw_own = own_streams.same_for_all(stream)
+    else:
+        draw_own = stream
+    kind = stream if isinstance(stream, str) else name
+    if isinstance(stream, str) and stream not in (known := (*STREAMS, SPLIT)):
+        raise UserError(
+            f"{name}: stream: expected one of {', '.join(known)}, received {stream!r}"
+        )
+    if (kind == SPLIT) > (fields.get("classes_per_task") is not None):
+        raise UserError(f"{name}: classes_per_task: expected for a split")
+    if num_tasks is None or rows_per_task is None:
+        raise UserError(f"{name}: num_tasks, rows_per_task: expected whole numbers")
+    tuples = {key: tuple(v) for key, v in fields.items() if isinstance(v, list)}
+    try:
+        made = Benchmark(
+            name,
+            source,
+            kind,
+            num_tasks=num_tasks,
+            rows_per_task=rows_per_task,
+            description=description,
+            **fields | tuples,
+        )
+    except TypeError as error:
+        raise UserError(f"{name}: {error}") from error
+    registry.add(BENCHMARKS, "benchmark", name, made)
+    if not isinstance(stream, str):
+        _OWN_STREAMS[name] = draw_own
+    if not isinstance(data, str):
+        sources.register(name, data if callable(data) else lambda: data)
+    return made
 
 
 def get_benchmark(name: str) -> Benchmark:
@@ -231,7 +318,7 @@ def draw(
         values = [getattr(stream, name) for stream in drawn]
         return np.stack([default if value is None else value for value in values])
 
-    flat = not benchmark.channels
+    flat = benchmark.is_flat
     return BenchmarkData(
         train_images=_images(source.train_images, flat),
         train_labels=source.train_labels,
@@ -259,7 +346,7 @@ def with_tasks_of(benchmark: Benchmark, num_classes: int) -> Benchmark:
     Raises:
         UserError: classes do not divide into tasks.
     """
-    if benchmark.classes_per_task is None:
+    if benchmark.classes_per_task is None or benchmark.stream in _OWN_STREAMS:
         return benchmark
     available = num_classes // max(benchmark.classes_per_task, 1)
     num_tasks = min(benchmark.num_tasks, max(available, 1))
@@ -319,6 +406,14 @@ def _draw_stream(
             classes_per_task=benchmark.classes_per_task or 0,
             **sizes,
         )
+    if benchmark.stream in _OWN_STREAMS:
+        drawn = _OWN_STREAMS[benchmark.stream](own, source, **sizes)
+        del sizes["map_seed"]
+        return own_streams.checked(
+            drawn, source, **sizes, classes_per_task=benchmark.classes_per_task
+        )
+    if benchmark.stream not in STREAMS:
+        raise UserError(f"{benchmark.name}: unknown stream {benchmark.stream!r}")
     return STREAMS[benchmark.stream](
         own,
         num_rows_available=len(source.train_labels),

@@ -14,7 +14,7 @@ from experiments.hyperparameters import (
     Hyperparameters,
     rates_of,
 )
-from experiments.models import INITIALIZERS
+from experiments.models import INITIALIZERS, check_network
 from experiments.run_folder import FORMAT_VERSION
 
 SETTINGS = ("aware", "agnostic")
@@ -72,6 +72,8 @@ class RunConfig:
     evaluate_on: str = "test"
     """One of ``PARTS``. On ``"validation"`` a tenth of the training rows is held out
     for evaluation, tasks are drawn anew, and no test row or test task is seen."""
+    presets_from: str | None = None
+    """The benchmark whose presets these are, where this one has none."""
 
 
 def num_meta_updates(config: RunConfig) -> int:
@@ -165,6 +167,7 @@ def check_config(config: RunConfig) -> None:
         "grain": (hyper.grain or GRAINS[0], GRAINS),
         "memory": (hyper.memory or MEMORIES[0], MEMORIES),
     }
+    check_network(benchmark.network)
     for name, (value, known) in choices.items():
         if value not in known:
             raise UserError(

@@ -18,7 +18,7 @@ class DataForm(NamedTuple):
 
     image_shape: tuple[int, ...]
     num_classes: int
-    max_value: int
+    max_value: float
 
 
 class Shared(NamedTuple):
@@ -43,7 +43,7 @@ class Images(NamedTuple):
     """How stored images become the network's inputs."""
 
     scale: Callable[[jax.Array, jax.Array], jax.Array]
-    """``(images uint8 [B, ...], pixel_map) -> [B, ...]`` in [0, 1]."""
+    """``(images [B, ...] as stored, pixel_map) -> [B, ...]``, uint8 in [0, 1]."""
     augment: Callable[[lm.Key, jax.Array], jax.Array] | None
     normalise: Callable[[jax.Array], jax.Array]
 
@@ -53,14 +53,16 @@ def make_images(benchmark: benchmarks.Benchmark, form: DataForm) -> Images:
 
     def scale(images, pixel_map):
         if pixel_map.shape[0]:
-            images = apply_pixel_map(images, pixel_map)
+            flat = images.reshape(images.shape[0], -1)
+            images = apply_pixel_map(flat, pixel_map).reshape(images.shape)
         return images.astype(jnp.float32) / form.max_value
 
     def normalise(images):
         if not benchmark.mean:
             return images
+        before = (None,) * (images.ndim - 1)
         mean, std = (
-            jnp.asarray(x, jnp.float32)[None, None, None, :]
+            jnp.asarray(x, jnp.float32)[*before, :]
             for x in (benchmark.mean, benchmark.std)
         )
         return (images - mean) / std

@@ -1,8 +1,9 @@
 """What a method may be told."""
 
 import dataclasses
+import functools
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.errors import UserError
@@ -89,13 +90,77 @@ MEMORIES = ("uniform", "balanced")
 OPTIONAL = ("grain", "inner_momentum", "memory", "replay_weight")
 """What no preset sets; the methods of ``methods/lookahead.py`` can be told."""
 
-RATES = tuple(
-    name
-    for name, kind in typing.get_type_hints(Hyperparameters).items()
-    if float in (kind, *typing.get_args(kind))
-)
+
+@functools.cache
+def _rates(kind: type[Hyperparameters]) -> tuple[str, ...]:
+    hints = typing.get_type_hints(kind).items()
+    return tuple(n for n, hint in hints if float in (hint, *typing.get_args(hint)))
+
+
+RATES = _rates(Hyperparameters)
 """Hyper-parameters that are numbers only: a compiled program takes them as arguments,
 so that runs which differ in nothing else share it. All others decide shapes or code."""
+
+_OWN: dict[str, dict[str, type]] = {}  # by method
+_OWN_KINDS = (bool, int, float, str)
+
+
+def kinds() -> dict[str, Any]:
+    """Returns the types of all hyper-parameters by name, also of a person's own."""
+    known: dict[str, Any] = typing.get_type_hints(Hyperparameters)
+    for own in _OWN.values():
+        known |= own
+    return known
+
+
+def with_own(
+    method: str, values: Mapping[str, Any], taken: Sequence[str] = ()
+) -> Hyperparameters:
+    """Makes the hyper-parameters of a person's own method.
+
+    Args:
+        method: its name.
+        values: by name. A name that there is not yet becomes a hyper-parameter of its
+            own, of its value's type: bool, int, float or str. A float is an argument of
+            the compiled program, so that the method must not compare it.
+        taken: names that mean something else.
+
+    Returns:
+        The values, and the defaults of all others; one that is not here is an
+        attribute besides.
+
+    Raises:
+        UserError: a name or a type that cannot be.
+
+    >>> hyper = with_own("mine", {"learning_rate": 0.1, "temperature": 2.0})
+    >>> hyper.temperature, hyper.batch_size
+    (2.0, 10)
+    """
+    hints = typing.get_type_hints(Hyperparameters)
+    known = {n: checked(n, hints[n], v) for n, v in values.items() if n in hints}
+    own = {name: value for name, value in values.items() if name not in hints}
+    others: dict[str, type] = {}
+    for other in _OWN.keys() - {method}:
+        others |= _OWN[other]
+    for name, value in own.items():
+        if not name.isidentifier() or name in taken:
+            raise UserError(f"hyper-parameter {name!r}: choose another name")
+        if type(value) not in _OWN_KINDS:
+            raise UserError(
+                f"hyper-parameter {name!r}: expected a bool, int, float or str as its "
+                f"default, received {value!r}"
+            )
+        if others.get(name, type(value)) is not type(value):
+            raise UserError(
+                f"hyper-parameter {name!r}: is of type {others[name].__name__} in "
+                f"another method, received {value!r}"
+            )
+    _OWN[method] = {name: type(value) for name, value in own.items()}
+    fields = [(n, type(v), dataclasses.field(default=v)) for n, v in own.items()]
+    kind = dataclasses.make_dataclass(
+        "OwnHyperparameters", fields, bases=(Hyperparameters,), frozen=True
+    )
+    return kind(**known)
 
 
 def check_given(hyper: Hyperparameters, *names: str) -> None:
@@ -110,8 +175,8 @@ def check_given(hyper: Hyperparameters, *names: str) -> None:
 
 
 def rates_of(hyper: Hyperparameters) -> dict[str, float]:
-    """Returns those of ``RATES`` that a method has, by name."""
-    values = ((name, getattr(hyper, name)) for name in RATES)
+    """Returns the numbers that a method has, by name: ``RATES``, and its own."""
+    values = ((name, getattr(hyper, name)) for name in _rates(type(hyper)))
     return {name: value for name, value in values if value is not None}
 
 
@@ -128,9 +193,9 @@ def parse(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
     Raises:
         UserError: no such hyper-parameter, one named twice, or a value of another type.
     """
-    kinds = typing.get_type_hints(Hyperparameters)
+    known = kinds()
     return {
-        name: checked(name, kinds[name], value)
+        name: checked(name, known[name], value)
         for name, value in _named(settings, option).items()
     }
 
@@ -173,21 +238,21 @@ def check_grid(name: str, values: Any) -> list[Any]:
         UserError: it is no list of different values of the right type, or there is no
             such hyper-parameter.
     """
-    kinds = typing.get_type_hints(Hyperparameters)
-    if name not in kinds:
-        known = f"expected one of {', '.join(kinds)}, "
-        hint = did_you_mean(str(name), kinds)
-        raise UserError(f"grid: {'' if hint else known}received {str(name)!r}{hint}")
+    known = kinds()
+    if name not in known:
+        names = f"expected one of {', '.join(known)}, "
+        hint = did_you_mean(str(name), known)
+        raise UserError(f"grid: {'' if hint else names}received {str(name)!r}{hint}")
     if not isinstance(values, list) or not values:
         raise UserError(f"{name}: expected a list of values, received {values!r}")
-    found = [checked(name, kinds[name], value) for value in values]
+    found = [checked(name, known[name], value) for value in values]
     if None in found or len(set(found)) < len(found):
         raise UserError(f"{name}: expected different values, received {values}")
     return found
 
 
 def _named(settings: Sequence[str], option: str) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(Hyperparameters)]
+    names = list(kinds())
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")

@@ -1,14 +1,14 @@
 """What there is to run, on a terminal: benchmarks, methods, published values."""
 
-import dataclasses
 import inspect
 import re
 
 from rich.console import Console
 from rich.table import Table
 
-from experiments import benchmarks, methods, presets
-from experiments.hyperparameters import Hyperparameters
+from experiments import benchmarks, methods, models, presets
+from experiments.errors import UserError
+from experiments.hyperparameters import Hyperparameters, kinds
 
 _METHODS_PER_TABLE = 5
 _ARXIV = re.compile(r"arXiv:\d{4}\.\d{5}")
@@ -49,6 +49,8 @@ def show_names(console: Console) -> None:
         sentence, paper = method_line(name)
         table.add_row(name, f"{sentence} {paper}".strip())
     console.print(table)
+    if own := [name for name in models.NETWORKS if name != benchmarks.PUBLISHED]:
+        console.print(f"\nNetworks, for --network: {', '.join(own)}", soft_wrap=True)
     console.print(
         "\n`list BENCHMARK` shows the published hyper-parameters, the defaults on it.",
         soft_wrap=True,
@@ -56,22 +58,39 @@ def show_names(console: Console) -> None:
 
 
 def show_values(benchmark: str, console: Console) -> None:
-    """Prints the published hyper-parameters on a benchmark, by method and passes."""
-    fields = [field.name for field in dataclasses.fields(Hyperparameters)]
-    for (name, passes), by_method in presets.OFFICIAL.items():
-        if name != benchmark:
-            continue
-        names = list(by_method)
-        for start in range(0, len(names), _METHODS_PER_TABLE):
-            part = names[start : start + _METHODS_PER_TABLE]
-            table = Table(title=f"Hyper-parameters on {name}, {passes} pass")
-            table.add_column("", no_wrap=True)
-            for method in part:
-                table.add_column(method, justify="right")
-            for field in fields:
-                values = [getattr(by_method[method], field) for method in part]
-                if any(value is not None for value in values):
-                    table.add_row(
-                        field, *("-" if v is None else str(v) for v in values)
-                    )
-            console.print(table)
+    """Prints the hyper-parameters on a benchmark, by method and passes.
+
+    They are the published ones, those of the nearest stream where it has none, and the
+    defaults of a person's own methods.
+    """
+    for passes in presets.PASSES:
+        by_place: dict[str, dict[str, Hyperparameters]] = {}
+        for method in methods.METHODS:
+            try:
+                other = presets.taken_from(benchmark, method, passes)
+            except UserError:  # no preset of this kind of stream
+                continue
+            place = f"on {benchmark}" if other is None else f"of {other}"
+            if other is not None and any(b == benchmark for b, _ in presets.OFFICIAL):
+                continue  # published values are shown as they are
+            (hyper,) = presets.resolve(benchmark, [method], passes=passes)
+            by_place.setdefault(f"{place}, {passes} pass", {})[method] = hyper
+        for place, by_method in by_place.items():
+            _show_table(f"Hyper-parameters {place}", by_method, console)
+
+
+def _show_table(
+    title: str, by_method: dict[str, Hyperparameters], console: Console
+) -> None:
+    names = list(by_method)
+    for start in range(0, len(names), _METHODS_PER_TABLE):
+        part = names[start : start + _METHODS_PER_TABLE]
+        table = Table(title=title)
+        table.add_column("", no_wrap=True)
+        for method in part:
+            table.add_column(method, justify="right")
+        for field in kinds():
+            values = [getattr(by_method[method], field, None) for method in part]
+            if any(value is not None for value in values):
+                table.add_row(field, *("-" if v is None else str(v) for v in values))
+        console.print(table)

@@ -107,7 +107,7 @@ def make_evaluate(
     """
     benchmark = config.benchmark
     images_of = make_images(benchmark, form)
-    chunk_size = _TEST_CHUNK_CONVOLUTIONS if benchmark.channels else _TEST_CHUNK
+    chunk_size = _TEST_CHUNK if benchmark.is_flat else _TEST_CHUNK_CONVOLUTIONS
     is_masked = benchmark.classes_per_task is not None and config.setting == "aware"
 
     def evaluate(shared, stream, subject, wanted):

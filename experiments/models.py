@@ -1,12 +1,18 @@
-"""Networks of the benchmarks, as flax modules."""
+"""Networks of the benchmarks: the published ones as flax modules, and one's own."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+import lamaml_jax as lm
+from experiments import registry
+from experiments.benchmarks import PUBLISHED
+from experiments.errors import UserError
+from experiments.suggestions import did_you_mean
 
 INITIALIZERS = {
     "kaiming": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
@@ -124,3 +130,210 @@ def head_mask(weights: dict) -> dict:
             for name, layer in layers.items()
         }
     }
+
+
+class NetworkForm(NamedTuple):
+    """What a network is built for."""
+
+    image_shape: tuple[int, ...]
+    """Of one row: [H, W, C] of an image, grey ones too, or as the data set has it."""
+    num_classes: int
+    """Y, outputs."""
+    hidden: tuple[int, ...] = ()
+    """Of the benchmark, as are channels; for those who want them."""
+    channels: tuple[int, ...] = ()
+    initializer: str = "kaiming"
+    """Key of ``INITIALIZERS``."""
+    dtype: Any = None
+    """What to compute in, None for float32; logits are float32."""
+    convolve: Callable[..., jax.Array] | None = None
+    """For ``conv_general_dilated`` of flax's convolutions, which are slow without it on
+    CPUs and GPUs."""
+
+
+class Pair(NamedTuple):
+    """A network as two functions; a flax linen module has the same two."""
+
+    init: Callable[[lm.Key, jax.Array], lm.Params]
+    """``init(key, images [1, ...]) -> weights``."""
+    apply: Callable[[lm.Params, jax.Array], jax.Array]
+    """``apply(weights, images [B, ...]) -> logits [B, Y]``."""
+
+
+class NetworkKind(NamedTuple):
+    """How a network is built, and which weights are its last layer."""
+
+    make: Callable[[NetworkForm], Any]
+    """Returns a flax linen module, or whatever has ``init`` and ``apply`` of ``Pair``.
+    """
+    head_fn: Callable[[lm.Params], lm.Params] | None = None
+    """``weights -> tree of bools``, True in the last layer; OML asks for it."""
+
+
+def _published(form: NetworkForm) -> Network:
+    return Network(
+        form.hidden,
+        form.num_classes,
+        form.channels,
+        form.initializer,
+        dtype=form.dtype,
+        convolve=form.convolve,
+    )
+
+
+NETWORKS: dict[str, NetworkKind] = {PUBLISHED: NetworkKind(_published, head_mask)}
+
+
+def register(
+    name: str,
+    make: Callable[[NetworkForm], Any],
+    head_fn: Callable[[lm.Params], lm.Params] | None = None,
+) -> None:
+    """Adds a person's own network to the command line.
+
+    Its weights are all that it has: no running state such as BatchNorm's, and no
+    dropout.
+
+    Args:
+        name: for ``--network``.
+        make: as ``NetworkKind`` has it; ``from_nnx`` and ``from_equinox`` make one.
+        head_fn: likewise.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    registry.add(NETWORKS, "network", name, NetworkKind(make, head_fn))
+
+
+def check_network(name: str) -> None:
+    """Checks that there is a network called ``name``.
+
+    Raises:
+        UserError: there is none; the message names a close one or all there are.
+    """
+    if name not in NETWORKS:
+        known = f"; choose one of: {', '.join(NETWORKS)}"
+        raise UserError(
+            f"unknown network {name!r}{did_you_mean(name, NETWORKS) or known}"
+        )
+
+
+def build(name: str, form: NetworkForm) -> Pair:
+    """Builds the network called ``name``.
+
+    Args:
+        name: key of ``NETWORKS``.
+        form: what it is for.
+
+    Returns:
+        Its two functions, which check a person's own.
+
+    Raises:
+        UserError: it is no network, keeps state, or has other outputs than classes.
+    """
+    check_network(name)
+    model = NETWORKS[name].make(form)
+    if not callable(getattr(model, "init", None)) or not hasattr(model, "apply"):
+        raise UserError(
+            f"network {name!r}: expected a flax linen module or another pair of `init` "
+            f"and `apply`, received {type(model).__name__}"
+        )
+
+    def init(key: lm.Key, images: jax.Array) -> lm.Params:
+        weights = model.init(key, images)
+        if isinstance(model, nn.Module) and (state := set(weights) - {"params"}):
+            raise UserError(
+                f"network {name!r}: has state besides its weights, {', '.join(state)}, "
+                "which runs do not carry; normalise without, such as by GroupNorm"
+            )
+        return weights
+
+    def apply(weights: lm.Params, images: jax.Array) -> jax.Array:
+        logits = model.apply(weights, images)
+        expected = (images.shape[0], form.num_classes)
+        if logits.shape != expected:
+            raise UserError(
+                f"network {name!r}: expected logits {list(expected)}, a row per image "
+                f"and a column per class, received {list(logits.shape)}"
+            )
+        return logits
+
+    return Pair(init, apply)
+
+
+def head_fn_of(name: str) -> Callable[[lm.Params], lm.Params]:
+    """Returns what marks the last layer of the network called ``name``."""
+    known = NETWORKS[name].head_fn
+
+    def head_fn(weights: lm.Params) -> lm.Params:
+        if known is None:
+            raise UserError(
+                f"network {name!r}: does not say which weights are its last layer; "
+                "give head_fn when it is registered"
+            )
+        return known(weights)
+
+    return head_fn
+
+
+def _named(tree: Any) -> dict[str, jax.Array]:
+    """Names the leaves of a tree, so that weights are plain whatever made them."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _like(tree: Any, weights: Mapping[str, jax.Array]) -> Any:
+    """Puts named leaves back into a tree of that form."""
+    return jax.tree.unflatten(
+        jax.tree.structure(tree), [weights[n] for n in _named(tree)]
+    )
+
+
+def from_nnx(make: Callable[..., Any]) -> Callable[[NetworkForm], Pair]:
+    """Makes what ``register`` takes of flax nnx modules.
+
+    Args:
+        make: ``make(form, rngs) -> nnx.Module`` that maps images [B, ...] to logits.
+
+    Returns:
+        A function of the form; weights are the module's ``nnx.Param`` by name.
+    """
+    from flax import nnx
+
+    def parts(form: NetworkForm, key: lm.Key) -> tuple[Any, Any, Any]:
+        return nnx.split(make(form, nnx.Rngs(key)), nnx.Param, ...)
+
+    def build_pair(form: NetworkForm) -> Pair:
+        def apply(weights: lm.Params, images: jax.Array) -> jax.Array:
+            graph, like, rest = parts(form, jax.random.key(0))
+            return nnx.merge(graph, _like(like, weights), rest)(images)
+
+        return Pair(lambda key, images: _named(parts(form, key)[1]), apply)
+
+    return build_pair
+
+
+def from_equinox(make: Callable[..., Any]) -> Callable[[NetworkForm], Pair]:
+    """Makes what ``register`` takes of equinox modules.
+
+    Args:
+        make: ``make(form, key) -> eqx.Module`` that maps one row to its logits [Y].
+
+    Returns:
+        A function of the form; weights are the module's floating arrays by name.
+    """
+    import equinox as eqx
+
+    def parts(form: NetworkForm, key: lm.Key) -> tuple[Any, Any]:
+        return eqx.partition(make(form, key), eqx.is_inexact_array)
+
+    def build_pair(form: NetworkForm) -> Pair:
+        def apply(weights: lm.Params, images: jax.Array) -> jax.Array:
+            like, rest = parts(form, jax.random.key(0))
+            return jax.vmap(eqx.combine(_like(like, weights), rest))(images)
+
+        return Pair(lambda key, images: _named(parts(form, key)[0]), apply)
+
+    return build_pair

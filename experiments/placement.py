@@ -83,6 +83,28 @@ def parse_mesh(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def chosen_mesh(
+    num_devices: int | None = None, text: str | None = None, distributed: bool = False
+) -> Mesh:
+    """Makes the mesh that a person asks for.
+
+    Args:
+        num_devices: as ``make_mesh``; not of several processes, which use all.
+        text: as ``parse_mesh``, or None for a group per device.
+        distributed: whether there are several processes.
+
+    Returns:
+        The mesh.
+
+    Raises:
+        UserError: as those two.
+    """
+    if text is not None:
+        num_groups, per_seed = parse_mesh(text)
+        return make_mesh(num_groups * per_seed, per_seed)
+    return make_mesh(None if distributed else num_devices)
+
+
 def platform_of(mesh: Mesh) -> str:
     """Returns what the mesh's devices are, such as ``"cpu"``."""
     return mesh.devices.flat[0].platform

@@ -15,14 +15,19 @@ Sources, by method:
   rates are those with which the figures to compare with were made, and were not tuned.
 - La-ER and VR-MCL on the MNIST streams take La-MAML's values, OML takes C-MAML's,
   Meta-BGD and IID those of CIFAR-100. None was tuned.
+
+A benchmark that is not here, such as a person's own, takes those of the nearest stream.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.benchmarks import BENCHMARKS, STREAMS, Benchmark
 from experiments.errors import UserError
 from experiments.hyperparameters import OPTIONAL, Hyperparameters
+from experiments.methods import METHODS
 
 PASSES = ("single", "multi")
 _change = dataclasses.replace
@@ -304,6 +309,63 @@ OFFICIAL: dict[tuple[str, str], dict[str, Hyperparameters]] = {
 }
 
 
+def _distance(one: Benchmark, other: Benchmark) -> tuple[bool, float]:
+    """Tells how far apart two benchmarks are: image networks or not, then in sizes."""
+    sizes = (
+        (one.num_tasks, other.num_tasks),
+        (one.rows_per_task, other.rows_per_task),
+    )
+    far = sum(abs(math.log(a / b)) for a, b in sizes if min(a, b) > 0)
+    return bool(one.channels) != bool(other.channels), far
+
+
+def taken_from(benchmark: str, method: str, passes: str = "single") -> str | None:
+    """Names the benchmark whose presets a method takes on another that has none.
+
+    It is the nearest one with the same kind of stream: a stream of a person's own kind
+    is a split where tasks have classes of their own, else of any other kind.
+
+    Args:
+        benchmark: name of a benchmark.
+        method: name of a method.
+        passes: one of ``PASSES``.
+
+    Returns:
+        The name, or None if the benchmark or the method has presets of its own.
+
+    Raises:
+        UserError: there is none of that kind.
+    """
+    own = METHODS[method].hyper if method in METHODS else None
+    if own is not None or method in OFFICIAL.get((benchmark, passes), {}):
+        return None
+    having = [b for (b, p), m in OFFICIAL.items() if p == passes and method in m]
+    asked = BENCHMARKS[benchmark]
+
+    def fits(name: str) -> bool:
+        stream = BENCHMARKS[name].stream
+        if asked.stream in {BENCHMARKS[b].stream for b, _ in OFFICIAL}:
+            return stream == asked.stream
+        return (stream in STREAMS) == (asked.classes_per_task is None)
+
+    near = [name for name in having if fits(name)]
+    if not near:
+        raise UserError(
+            f"no preset for method {method!r} on {benchmark!r} with {passes} pass; "
+            f"there is one on: {', '.join(having) or 'no benchmark'}"
+        )
+    return min(near, key=lambda name: _distance(asked, BENCHMARKS[name]))
+
+
+def _find(benchmark: str, method: str, passes: str) -> Hyperparameters:
+    """Returns what a method is told on a benchmark unless a person says otherwise."""
+    own = METHODS[method].hyper if method in METHODS else None
+    if own is not None:
+        return own
+    name = taken_from(benchmark, method, passes) or benchmark
+    return OFFICIAL[name, passes][method]
+
+
 def resolve(
     benchmark: str,
     methods: Sequence[str],
@@ -313,7 +375,8 @@ def resolve(
     """Looks presets up and applies the caller's overrides.
 
     Args:
-        benchmark: name of a benchmark.
+        benchmark: name of a benchmark; one without presets takes those of another, see
+            ``taken_from``.
         methods: names of methods.
         overrides: values by field name; a None is no override. Each applies to the
             methods that have such a hyper-parameter.
@@ -326,22 +389,12 @@ def resolve(
         UserError: no such preset, or none of the methods has such a hyper-parameter.
     """
     given = {k: v for k, v in (overrides or {}).items() if v is not None}
-    known = OFFICIAL.get((benchmark, passes), {})
-    for method in methods:
-        if method not in known:
-            elsewhere = [
-                b for (b, p), m in OFFICIAL.items() if p == passes and method in m
-            ]
-            raise UserError(
-                f"no preset for method {method!r} on {benchmark!r} with {passes} pass; "
-                f"there is one on: {', '.join(elsewhere) or 'no benchmark'}"
-            )
-    presets = {method: known[method] for method in methods}
+    presets = {method: _find(benchmark, method, passes) for method in methods}
 
     def has(method: str, name: str) -> bool:
-        if name in OPTIONAL:
-            return method in LOOK_AHEAD
-        return getattr(presets[method], name) is not None
+        if name in OPTIONAL and method in LOOK_AHEAD:
+            return True
+        return getattr(presets[method], name, None) is not None
 
     for name in given:
         if not any(has(method, name) for method in methods):

@@ -33,8 +33,8 @@ class ReportFiles(NamedTuple):
 
 
 def make_report(
-    paths: Iterable[Path],
-    out_dir: Path,
+    paths: Iterable[Path | str | run_folder.Run],
+    out_dir: Path | str,
     *,
     benches: Iterable[Path] = (),
     formats: Sequence[str] = (),
@@ -43,7 +43,7 @@ def make_report(
     """Writes tables and figures (PNG) of any set of runs, and prints the tables.
 
     Args:
-        paths: run folders, or parents of them.
+        paths: run folders, or parents of them, or runs that were read.
         out_dir: made if need be; files of an earlier report are replaced.
         benches: records of ``bench --json``; they join the page, and scaling is drawn.
         formats: of ``figures.FORMATS``, what figures are also written as.
@@ -66,7 +66,8 @@ def make_report(
             raise UserError(f"unknown format {name!r}; choose of: {known}")
     measured = [bench.read(path) for path in benches]
     runs, skipped = [], []
-    for folder in run_folder.find(paths):
+    given = [x.folder if isinstance(x, run_folder.Run) else Path(x) for x in paths]
+    for folder in run_folder.find(given):
         try:
             runs.append(run_folder.read(folder))
         except RunFolderError as error:

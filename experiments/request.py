@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from experiments import benchmarks, methods, presets
 from experiments.config import RunConfig, check_config
 from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters, check_grid
+from experiments.hyperparameters import Hyperparameters, check_grid, kinds
 from experiments.run_folder import FORMAT_VERSION
 from experiments.suggestions import did_you_mean
 from experiments.values import checked, read_yaml
@@ -21,22 +21,26 @@ DEFAULT_SEEDS = 5
 
 _SIZES = typing.get_type_hints(benchmarks.Benchmark)
 _SIZES.pop("name")
-_HYPER = typing.get_type_hints(Hyperparameters)
 _OPTIONS = {
     name: kind
     for name, kind in typing.get_type_hints(RunConfig).items()
-    if name not in ("benchmark", "method", "seeds", "hyper")
+    if name not in ("benchmark", "method", "seeds", "hyper", "presets_from")
 }
-_FIELDS = {
+_OTHERS = {
     "format_version": int,
     "benchmark": str,
     "method": str,
     "seeds": list[int],
     "first_seed": int,
+    "presets_from": str,
     **_OPTIONS,
     **_SIZES,
-    **_HYPER,
 }
+
+
+def field_names() -> tuple[str, ...]:
+    """Names that a file can give besides those of hyper-parameters."""
+    return (*_OTHERS, "grid")
 
 
 class Request(NamedTuple):
@@ -73,13 +77,10 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error})") from error
     if not isinstance(given, dict):
         raise UserError(f"{path}: expected fields with values, such as `method: er`")
-    found = {}
-    for name, value in given.items():
-        if value is not None:
-            try:
-                found[name] = _field(name, value)
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from error
+    try:
+        found = checked_fields(given)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     version = found.pop("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise UserError(
@@ -88,15 +89,34 @@ def read_file(path: Path) -> dict[str, Any]:
     return found
 
 
+def checked_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks names and types of what was asked for.
+
+    Args:
+        given: as ``read_file`` finds it in a file.
+
+    Returns:
+        It, without null fields, and without ``presets_from``, which only says where
+        values are from.
+
+    Raises:
+        UserError: a field is unknown, or a value of another type.
+    """
+    found = {n: _field(n, value) for n, value in given.items() if value is not None}
+    found.pop("presets_from", None)
+    return found
+
+
 def _field(name: Any, value: Any) -> Any:
     if name == "grid":
         if not isinstance(value, dict):
             raise UserError("grid: expected hyper-parameters with lists of values")
         return {key: check_grid(key, each) for key, each in value.items()}
-    if name not in _FIELDS:
-        hint = did_you_mean(str(name), [*_FIELDS, "grid"])
+    known = _OTHERS | kinds()
+    if name not in known:
+        hint = did_you_mean(str(name), [*known, "grid"])
         raise UserError(f"unknown field {str(name)[:80]!r}{hint}")
-    kind = _FIELDS[name]
+    kind = known[name]
     if name in ("benchmark", "method") and isinstance(value, list):
         kind = list[str]
     elif name == "seeds" and not isinstance(value, list):
@@ -163,7 +183,7 @@ def make_request(given: Mapping[str, Any]) -> Request:
             task_aware=options.get("setting", "aware") == "aware",
             own_classes=benchmark.classes_per_task is not None,
         )
-    overrides = {key: given[key] for key in _HYPER if key in given}
+    overrides = {key: given[key] for key in kinds() if key in given}
     resolved = presets.resolve(name, names, overrides, options.get("passes", "single"))
     return Request(
         benchmark,
@@ -190,8 +210,16 @@ def configs(request: Request, num_classes: int | None = None) -> list[RunConfig]
     benchmark = request.benchmark
     if num_classes is not None and request.fits_source:
         benchmark = benchmarks.with_tasks_of(benchmark, num_classes)
+    _, passes = protocol(request)
     made = [
-        RunConfig(benchmark, name, request.seeds, hyper, **request.options)
+        RunConfig(
+            benchmark,
+            name,
+            request.seeds,
+            hyper,
+            presets_from=presets.taken_from(benchmark.name, name, passes),
+            **request.options,
+        )
         for name, hyper in request.hypers
     ]
     for config in made:

@@ -13,7 +13,7 @@ from experiments.run_folder import METRICS, Run
 # What may differ between runs without making one a variant of the other.
 _NOT_SETTINGS = {
     *("format_version", "benchmark", "method", "seeds", "description"),
-    *("probes", "alignment", "eval_every"),
+    *("probes", "alignment", "eval_every", "presets_from"),
 }
 # Measured along a run: the same for all seeds, and with a leading seed axis.
 _SHARED = ("probe_updates", "probe_tasks", "alignment_after")

@@ -341,6 +341,25 @@ def leaf_names(program: Program) -> list[str]:
     return [name.removeprefix("params/") or "all weights" for name in names]
 
 
+def info_by_name(info: Any) -> dict[str, Any]:
+    """Names the leaves of a learner's info, of whatever pytree it is.
+
+    Args:
+        info: such as a NamedTuple, whose fields are the names; a leaf alone is
+            ``"value"``.
+
+    Returns:
+        Its leaves by name.
+
+    >>> info_by_name({"loss": 1, "norms": (2, 3)})
+    {'loss': 1, 'norms/0': 2, 'norms/1': 3}
+    """
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(info)
+    }
+
+
 def _wait(arrays: Any) -> None:
     """Waits for arrays in another thread, so that this one can take signals."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -409,7 +428,7 @@ def train(
                 int(place): find_cause(config, program, inputs, before, place, task)
                 for place in np.flatnonzero(was_finite & ~finite)
             }
-        means = {} if info is None else placement.gather(info)._asdict()
+        means = info_by_name(placement.gather(info))
         measures = {}
         if (quantiles := step_size_quantiles(state)) is not None:
             measures["step_size_quantiles"] = quantiles

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 import lamaml_jax as lm
-from experiments import benchmarks, placement, run_folder, runner
+from experiments import benchmarks, naming, placement, run_folder, runner
 from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.config import RunConfig, config_record, num_meta_updates
 from experiments.costs import cost_record
@@ -35,18 +35,26 @@ from experiments.loggers import Logger
 from experiments.progress import show_progress, show_step
 from experiments.stopping import Requests, Stopped, requests
 
+_ROOT = Path(__file__).parents[1]
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
-def environment() -> dict[str, Any]:
-    """Describes what a run's numbers depend on besides its configuration."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def environment(command: str | None = None) -> dict[str, Any]:
+    """Describes what a run's numbers depend on besides its configuration.
+
+    Args:
+        command: what started it; the one of this process if None.
+    """
+    commit = ""
+    if (_ROOT / ".git").exists():  # else a copy, inside of whatever other repository
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=_ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        commit = done.stdout.strip()
     return {
         "versions": {name: metadata.version(name) for name in _PACKAGES}
         | {"lamaml_jax": lm.__version__, "python": platform.python_version()},
@@ -55,8 +63,8 @@ def environment() -> dict[str, Any]:
         "process_count": jax.process_count(),
         "processor": platform.machine(),
         "cpu_count": os.cpu_count(),
-        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
-        "git_commit": commit.stdout.strip() or os.environ.get("LAMAML_COMMIT"),
+        "command": command or shlex.join([*naming.command(), *sys.argv[1:]]),
+        "git_commit": commit or os.environ.get("LAMAML_COMMIT"),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -120,6 +128,8 @@ class Watch(NamedTuple):
     """Told of every line of evaluations.jsonl."""
     find_causes: bool = False
     """Whether the first NaN of a seed that diverges is looked for."""
+    command: str | None = None
+    """What started the runs, as ``environment`` takes it."""
 
     def tell(self, text: str) -> None:
         """Shows a sentence as it is."""
@@ -159,7 +169,7 @@ def _open(
     parts: Sequence[Part],
     program: runner.Program,
     checkpoints: Checkpoints,
-    console: Console,
+    watch: Watch,
 ) -> tuple[Checkpoint | None, list[bool]]:
     """Starts run folders, or finds where an interrupted group can go on, and tells.
 
@@ -179,17 +189,19 @@ def _open(
     if run_folder.Progress.NEW not in done:  # a new folder lacks the lines so far
         found = checkpoints.latest(
             _state_like(program),
-            lambda text: console.print(f"{parts[0].folder}: {text}", soft_wrap=True),
+            lambda text: watch.console.print(
+                f"{parts[0].folder}: {text}", soft_wrap=True
+            ),
         )
     num_done = 0 if found is None else num_tasks(found.history)
     for part, record, progress in zip(parts, stored, done, strict=True):
         if progress == run_folder.Progress.NEW:
-            run_folder.create(part.folder, record, environment())
+            run_folder.create(part.folder, record, environment(watch.command))
         elif progress == run_folder.Progress.INTERRUPTED:
             place = f"task {num_done}" if num_done else "the beginning"
             text = f"{part.folder}: was interrupted, goes on from {place}"
-            console.print(text, soft_wrap=True)
-            run_folder.reopen(part.folder, environment(), num_done)
+            watch.console.print(text, soft_wrap=True)
+            run_folder.reopen(part.folder, environment(watch.command), num_done)
     return found, [progress != run_folder.Progress.COMPLETE for progress in done]
 
 
@@ -285,7 +297,7 @@ def run_group(
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, watch.checkpoint_s)
     found, wanted = None, [False] * len(parts)
     if placement.is_first_process():
-        found, wanted = _open(parts, program, checkpoints, watch.console)
+        found, wanted = _open(parts, program, checkpoints, watch)
     histories = [] if found is None else [found.history]
     train_s = sum(float(history["train_s"].sum()) for history in histories)
     start = _start(program, found)

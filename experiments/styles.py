@@ -1,6 +1,9 @@
 """Names, colours and markers of the methods, the same in every table and figure."""
 
+import itertools
 from typing import NamedTuple
+
+from experiments.errors import UserError
 
 NAMES = {
     "lamaml": "La-MAML",
@@ -20,7 +23,7 @@ NAMES = {
     "derpp": "DER++",
     "oml": "OML",
 }
-MIXED = frozenset({"iid"})
+MIXED = {"iid"}
 """Methods that see all tasks mixed: of their figures only RA means something."""
 
 
@@ -55,3 +58,51 @@ STYLES = {
     "oml": Style(_PURPLE, "D"),
 }
 OTHER = Style(_GREY, "*")
+_OWN_MARKERS = ("p", "h", "<", ">", "d")
+
+
+def register(
+    method: str,
+    label: str | None = None,
+    color: str | None = None,
+    marker: str | None = None,
+    is_mixed: bool = False,
+) -> None:
+    """Says how a person's own method is named and drawn.
+
+    Args:
+        method: its name on the command line.
+        label: in tables and figures; the same if None.
+        color: any of matplotlib's; one that is free if None.
+        marker: likewise.
+        is_mixed: whether it sees all tasks mixed, as in ``MIXED``.
+
+    Raises:
+        UserError: matplotlib has no such colour or marker.
+    """
+    used = {style for name, style in STYLES.items() if name != method}
+    colors = dict.fromkeys(style.color for style in STYLES.values())
+    markers, hues = [marker or _OWN_MARKERS[0]], [color or OTHER.color]
+    if marker is None:
+        markers = list(_OWN_MARKERS)
+    if color is None:
+        hues = list(colors)
+    found = [Style(hue, mark) for mark, hue in itertools.product(markers, hues)]
+    style = next((each for each in found if each not in used), found[0])
+    _check_drawable(style)
+    NAMES[method], STYLES[method] = label or method, style
+    MIXED.discard(method)
+    if is_mixed:
+        MIXED.add(method)
+
+
+def _check_drawable(style: Style) -> None:
+    from matplotlib.colors import is_color_like
+    from matplotlib.markers import MarkerStyle
+
+    if not is_color_like(style.color):
+        raise UserError(f"color: matplotlib has none like {style.color!r}")
+    try:
+        MarkerStyle(style.marker)
+    except ValueError as error:
+        raise UserError(f"marker: matplotlib has none like {style.marker!r}") from error

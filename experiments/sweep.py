@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from experiments import request, run_folder, tables
+from experiments import naming, request, run_folder, tables
 from experiments.config import RunConfig, shape_of
 from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
+from experiments.hyperparameters import kinds
 from experiments.request import Request
 from experiments.rows import Row, make_rows
 from experiments.session import Part
@@ -109,8 +109,7 @@ def _applicable(
     return {
         name: value
         for name, value in fields.items()
-        if name not in Hyperparameters.__dataclass_fields__
-        or getattr(preset, name) is not None
+        if name not in kinds() or getattr(preset, name, None) is not None
     }
 
 
@@ -133,7 +132,12 @@ def groups(parts: Sequence[Part], at_a_time: int | None) -> Iterator[list[Part]]
             yield same[start : start + size]
 
 
-def leaderboard(folders: Sequence[Path], out: Path, console: Console) -> None:
+def leaderboard(
+    folders: Sequence[Path],
+    out: Path,
+    console: Console,
+    plugins: Sequence[str] = (),
+) -> None:
     """Writes and prints the points of each benchmark by RA, best first.
 
     ``leaderboard.md`` and ``leaderboard.csv`` hold all; ``best.json`` in the folder of
@@ -143,6 +147,7 @@ def leaderboard(folders: Sequence[Path], out: Path, console: Console) -> None:
         folders: of the runs.
         out: folder of the sweep.
         console: where the tables are printed.
+        plugins: what the next command needs, too.
 
     Raises:
         RunFolderError: no run has a result, or a file cannot be written.
@@ -172,7 +177,9 @@ def leaderboard(folders: Sequence[Path], out: Path, console: Console) -> None:
             path = parent / "best.json"
             run_folder.write_file(path, f"{best}\n".encode())
             say(f"the best of {row.run.config['method']}, on test tasks:")
-            say(f"  python -m experiments run --config {shlex.quote(str(path))}")
+            command = [*naming.command(), "run", "--config", str(path)]
+            command += [word for each in plugins for word in ("--plugin", each)]
+            say(f"  {shlex.join(command)}")
 
 
 def _best(row: Row) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
-from experiments import methods
+from experiments import methods, models
 from experiments.config import RunConfig
 from experiments.feeding import DataForm, keys_of, make_show, task_key
 from experiments.measures import (
@@ -19,7 +19,6 @@ from experiments.measures import (
     make_look_ahead,
 )
 from experiments.methods.problem import Problem
-from experiments.models import Network, convolve_by_matmul, head_mask
 from experiments.placement import spread_rows
 
 
@@ -88,7 +87,7 @@ def make_problem(
         rows_per_task=benchmark.rows_per_task,
         num_classes=form.num_classes,
         classes_per_task=classes_per_task,
-        head_fn=head_mask,
+        head_fn=models.head_fn_of(benchmark.network),
     )
 
 
@@ -109,10 +108,13 @@ def summarise(info: Any) -> tuple[Any, jax.Array]:
         -1, an int32 scalar.
     """
     means = jax.tree.map(lambda x: jnp.mean(x.astype(jnp.float32)), info)
+    leaves = jax.tree.leaves(info)
+    if not leaves:  # a learner that reports nothing
+        return means, jnp.int32(-1)
     bad = jnp.stack(
         [
             jnp.any(~jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1)
-            for leaf in jax.tree.leaves(info)
+            for leaf in leaves
         ]
     ).any(axis=0)
     return means, jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)
@@ -191,14 +193,16 @@ def make_train(
         UserError: hyper-parameters that do not fit together.
     """
     benchmark, hyper = config.benchmark, config.hyper
-    model = Network(
-        benchmark.hidden,
+    network = models.NetworkForm(
+        form.image_shape,
         form.num_classes,
+        benchmark.hidden,
         benchmark.channels,
         hyper.initializer,
         dtype=None if config.precision == "float32" else config.precision,
-        convolve=None if platform == "tpu" else convolve_by_matmul,
+        convolve=None if platform == "tpu" else models.convolve_by_matmul,
     )
+    model = models.build(benchmark.network, network)
 
     def apply_fn(weights, images):
         return model.apply(weights, spread_rows(images, devices_per_seed))

@@ -1,5 +1,6 @@
-"""What is built and installed: the library alone, from sdist and wheel."""
+"""What is built and installed: library and experiments, from sdist and wheel."""
 
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ data = dict(support=jnp.ones((2, 1)), query=jnp.ones(3))
 updates, state = tx.update(jnp.float32(0), state, weights, **data)
 assert updates > 0
 unwanted = {"flax", "orbax", "sklearn", "matplotlib", "tensorflow", "experiments"}
+unwanted |= {"lamaml_experiments"}
 assert not unwanted & sys.modules.keys(), unwanted & sys.modules.keys()
 """
 
@@ -36,11 +38,18 @@ def built(tmp_path_factory):
     return sdist, wheel
 
 
-def test_the_wheel_holds_the_library_only(built):
+def test_the_wheel_holds_library_and_experiments_and_no_other_name(built):
     with zipfile.ZipFile(built[1]) as file:
         names = file.namelist()
     top = {name.split("/")[0] for name in names}
-    assert len(top) == 2 and "lamaml_jax" in top
+    assert {name for name in top if not name.endswith(".dist-info")} == {
+        "lamaml_jax",
+        "lamaml_experiments",
+    }
+    sources = (ROOT / "experiments").rglob("*.py")
+    expected = {str(path.relative_to(ROOT / "experiments")) for path in sources}
+    long = "lamaml_experiments/"
+    assert {n.removeprefix(long) for n in names if n.startswith(long)} == expected
     modules = {path.name for path in (ROOT / "lamaml_jax").glob("*.py")}
     inside = {Path(n).name for n in names if n.startswith("lamaml_jax/")}
     assert inside == modules | {"py.typed"}
@@ -63,6 +72,46 @@ def test_the_wheel_is_used_without_the_checkout(built, tmp_path):
         env=environment,
         check=True,
     )
+
+
+@pytest.mark.slow
+def test_the_command_works_from_any_folder_once_installed(built, tmp_path):
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--target", site, built[1]], check=True)
+    mine = (ROOT / "experiments/examples/your_own.py").read_text()
+    (tmp_path / "mine.py").write_text(mine)
+    # A project may have a package of its own by that name in the same folder.
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments/__init__.py").write_text("raise SystemExit('theirs')")
+
+    def spawn(*command):
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(site), "COLUMNS": "100"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return " ".join(done.stdout.split())
+
+    lamaml = sys.executable, str(site / "bin/lamaml")
+    assert "Usage: lamaml run" in spawn(*lamaml, "run", "--help")
+    options = ["-b", "own-digits", "-m", "averaged_er", "--seeds", "1"]
+    spawn(*lamaml, "run", "--plugin", "mine.py", *options, "--out", "out")
+    stored = json.loads((tmp_path / "out/averaged_er/environment.json").read_text())
+    assert stored["command"].startswith("lamaml run --plugin mine.py")
+    assert stored["git_commit"] is None
+    module = sys.executable, "-P", "-m", "lamaml_experiments"
+    assert "out/averaged_er is complete" in spawn(
+        *module, "run", "--plugin", "mine.py", *options, "--out", "out"
+    )
+    spawn(sys.executable, "mine.py")
+    assert (tmp_path / "report/report.html").is_file()
+    assert (tmp_path / "runs/own-digits/lamaml/summary.json").is_file()
 
 
 def test_version_and_python_are_said_once():

@@ -16,7 +16,7 @@ _SCRIPT = """
 import dataclasses, json, os, sys, time
 start = time.perf_counter()
 benchmark, data_dir, cache, methods = json.loads(sys.argv[1])
-import jax
+import PACKAGE, jax
 from experiments import benchmarks, placement, presets, runner
 from experiments.config import RunConfig
 placement.use_cpu_devices(os.cpu_count() or 1)
@@ -51,8 +51,9 @@ print(json.dumps({
 def _start(settings: Settings, cache: Path, methods: Sequence[str]) -> dict[str, float]:
     data_dir = settings.data_dir and str(settings.data_dir)
     arguments = json.dumps([settings.benchmark.name, data_dir, str(cache), methods])
+    script = _SCRIPT.replace("PACKAGE", sys.modules["experiments"].__name__)
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, arguments],
+        [sys.executable, "-c", script, arguments],
         cwd=_ROOT,
         capture_output=True,
         text=True,

@@ -13,11 +13,13 @@ import math
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import naming, registry
 from experiments.errors import UserError
 from experiments.paths import check_local
 from experiments.suggestions import did_you_mean
@@ -59,10 +61,11 @@ class MissingError(DataError):
 
 
 class Source(NamedTuple):
-    """Images and labels of one data set."""
+    """Images and labels of one data set; a person's own may have rows of any shape."""
 
     train_images: np.ndarray
-    """uint8 [N, H, W], or [N, H, W, 3] of colour images."""
+    """uint8 [N, H, W], or [N, H, W, 3] of colour images; a person's own uint8 or
+    float32 [N, ...]."""
     train_labels: np.ndarray
     """int32 [N]."""
     test_images: np.ndarray
@@ -70,13 +73,32 @@ class Source(NamedTuple):
     test_labels: np.ndarray
     """int32 [M]."""
     num_classes: int
-    max_value: int
+    max_value: float
     """Largest pixel value, which is scaled to 1."""
+
+
+_OWN: dict[str, Callable[[], Source]] = {}
+
+
+def register(name: str, load: Callable[[], Source]) -> None:
+    """Adds a person's own data set.
+
+    Args:
+        name: of the data set.
+        load: called when it is needed, with nothing; ``data.own`` has what makes
+            sources of arrays and files.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    if name in ("digits", *_TFDS):
+        raise UserError(f"data set {name!r}: there is one of that name")
+    registry.add(_OWN, "data set", name, load)
 
 
 def source_names() -> tuple[str, ...]:
     """Names that ``load_source`` takes."""
-    return ("digits", *_TFDS)
+    return ("digits", *_TFDS, *_OWN)
 
 
 def default_data_dir() -> Path:
@@ -133,10 +155,14 @@ def arrays_folder(name: str, data_dir: Path | None) -> Path | None:
     return folder if is_alone and folder.is_dir() else None
 
 
+def _program() -> str:
+    return " ".join(naming.command())
+
+
 def _broken(name: str, folder: Path, what: str) -> DataError:
     return DataError(
         f"data set {name!r} in {folder} is broken: {what}. Remove that folder and "
-        f"prepare it again: python -m experiments data prepare {name} --data-dir "
+        f"prepare it again: {_program()} data prepare {name} --data-dir "
         f"{folder.parents[1]} --from FOLDER_WITH_ARCHIVES (or --download)"
     )
 
@@ -145,7 +171,7 @@ def _stored_otherwise(name: str, folder: Path, stored: str) -> DataError:
     """Words the case of a sound data set that other programs may be using."""
     return DataError(
         f"data set {name!r} in {folder} is stored as {stored}, which cannot be read "
-        "without TensorFlow. Leave it and prepare another: python -m experiments data "
+        f"without TensorFlow. Leave it and prepare another: {_program()} data "
         f"prepare {name} --data-dir OTHER_FOLDER --from FOLDER_WITH_ARCHIVES (or "
         "--download)"
     )
@@ -207,7 +233,7 @@ def check_source(name: str, data_dir: Path | None = None) -> None:
         DataError: unknown, not prepared, or with missing or truncated files.
     """
     check_name(name)
-    if name == "digits":
+    if name == "digits" or name in _OWN:
         return
     if (plain := arrays_folder(name, data_dir)) is not None:
         _read_arrays(name, plain)
@@ -216,7 +242,7 @@ def check_source(name: str, data_dir: Path | None = None) -> None:
     if not folder.is_dir():
         raise MissingError(
             f"data set {name!r} is not prepared: searched {folder}. Prepare it with: "
-            f"python -m experiments data prepare {name} --data-dir "
+            f"{_program()} data prepare {name} --data-dir "
             f"{folder.parents[1]} --from FOLDER_WITH_ARCHIVES (or --download)"
         )
     for split in _shards(name, folder).values():
@@ -279,6 +305,8 @@ def write_arrays(source: Source, name: str, data_dir: Path) -> Path:
     check_name(name)
     if name == "digits":
         raise DataError("data set 'digits' comes with scikit-learn and needs no files")
+    if name in _OWN:
+        raise DataError(f"data set {name!r} is your own and needs no such files")
     folder = own_folder(name, data_dir).parent / _ARRAYS
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -300,6 +328,15 @@ def _load_digits() -> Source:
     return Source(
         images[train], labels[train], images[test], labels[test], 10, max_value=16
     )
+
+
+def _load_own(name: str) -> Source:
+    from experiments.data.own import checked
+
+    try:
+        return checked(_OWN[name]())
+    except (OSError, ValueError) as error:
+        raise DataError(f"data set {name!r}: {error}") from error
 
 
 def _cache_folder(name: str, folder: Path, cache_dir: Path | None) -> Path:
@@ -418,6 +455,8 @@ def load_source(
     check_source(name, data_dir)
     if name == "digits":
         return _load_digits()
+    if name in _OWN:
+        return _load_own(name)
     if (plain := arrays_folder(name, data_dir)) is not None:
         return _read_arrays(name, plain)
     folder = dataset_folder(name, data_dir)

@@ -60,12 +60,14 @@ def _check_sizes(
     num_rows_available: int,
     num_tasks: int,
     rows_per_task: int,
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
+    ranks: tuple[int, ...],
 ) -> None:
-    if len(image_shape) != 2 or min(image_shape) < 1:
+    if len(image_shape) not in ranks or min(image_shape) < 1:
+        vector = " (or a number of features)" if 1 in ranks else ""
         raise ValueError(
-            "image_shape: expected a height and a width of at least 1, received "
-            f"{tuple(image_shape)}"
+            "image_shape: expected a height and a width of at least 1, and channels "
+            f"or none{vector}, received {tuple(image_shape)}"
         )
     for name, size in (("num_tasks", num_tasks), ("rows_per_task", rows_per_task)):
         if size < 1:
@@ -97,6 +99,14 @@ def _draw_rows(
     return np.stack(rows).astype(np.int32)
 
 
+def _with_channels(pixel_maps: np.ndarray, num_channels: int) -> np.ndarray:
+    """Turns maps [T, P] of whole pixels into maps [T, P * C] of their values."""
+    size = pixel_maps.shape[1]
+    values = pixel_maps[..., None] * num_channels + np.arange(num_channels)
+    values[pixel_maps == size] = size * num_channels
+    return values.reshape(len(pixel_maps), -1)
+
+
 def rotation_map(angle: float, image_shape: tuple[int, int]) -> np.ndarray:
     """Source pixels of an image turned by ``angle``.
 
@@ -123,7 +133,7 @@ def rotation_stream(
     num_rows_available: int,
     num_tasks: int,
     rows_per_task: int,
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
     max_angle: float = 180.0,
     map_seed: Seed | None = None,
 ) -> Stream:
@@ -137,7 +147,7 @@ def rotation_stream(
         num_rows_available: training rows of the data set.
         num_tasks: T.
         rows_per_task: R, drawn without replacement for each task.
-        image_shape: height and width in pixels.
+        image_shape: height and width in pixels, and channels if there are several.
         max_angle: degrees.
         map_seed: decides the angles instead of ``seed``, if given.
 
@@ -146,16 +156,19 @@ def rotation_stream(
 
     Raises:
         ValueError: a size is below 1 or above what is available, or ``image_shape`` is
-            not two of them.
+            that of no image.
     """
-    _check_sizes(num_rows_available, num_tasks, rows_per_task, image_shape)
+    _check_sizes(num_rows_available, num_tasks, rows_per_task, image_shape, (2, 3))
     row_generator, map_generator = _generators(seed, map_seed)
     angles = (np.arange(num_tasks) + map_generator.random(num_tasks)) * (
         max_angle / num_tasks
     )
+    height, width = image_shape[:2]
+    maps = np.stack([rotation_map(float(angle), (height, width)) for angle in angles])
+    if len(image_shape) == 3:
+        maps = _with_channels(maps, image_shape[2]).astype(np.int32)
     return Stream(
-        _draw_rows(row_generator, num_rows_available, num_tasks, rows_per_task),
-        np.stack([rotation_map(float(angle), image_shape) for angle in angles]),
+        _draw_rows(row_generator, num_rows_available, num_tasks, rows_per_task), maps
     )
 
 
@@ -165,7 +178,7 @@ def permutation_stream(
     num_rows_available: int,
     num_tasks: int,
     rows_per_task: int,
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
     map_seed: Seed | None = None,
 ) -> Stream:
     """Tasks that permute the pixels, each with a permutation of its own.
@@ -175,23 +188,26 @@ def permutation_stream(
         num_rows_available: training rows of the data set.
         num_tasks: T.
         rows_per_task: R, drawn without replacement for each task.
-        image_shape: height and width in pixels.
+        image_shape: height and width in pixels, and channels if there are several,
+            which stay together; or the number of features of rows that are no images.
         map_seed: decides the permutations instead of ``seed``, if given.
 
     Returns:
         The stream.
 
     Raises:
-        ValueError: a size is below 1 or above what is available, or ``image_shape`` is
-            not two of them.
+        ValueError: a size is below 1 or above what is available, or ``image_shape`` has
+            more than three of them.
     """
-    _check_sizes(num_rows_available, num_tasks, rows_per_task, image_shape)
+    _check_sizes(num_rows_available, num_tasks, rows_per_task, image_shape, (1, 2, 3))
     row_generator, map_generator = _generators(seed, map_seed)
-    size = math.prod(image_shape)
-    maps = [map_generator.permutation(size) for _ in range(num_tasks)]
+    size = math.prod(image_shape[:2])
+    maps = np.stack([map_generator.permutation(size) for _ in range(num_tasks)])
+    if len(image_shape) == 3:
+        maps = _with_channels(maps, image_shape[2])
     return Stream(
         _draw_rows(row_generator, num_rows_available, num_tasks, rows_per_task),
-        np.stack(maps).astype(np.int32),
+        maps.astype(np.int32),
     )
 
 

@@ -1,14 +1,16 @@
 """Every method as a function from a problem to a ``lamaml_jax.Learner``.
 
-A new method is one function in a file of this folder and one line in ``METHODS``.
+A new method is one function in a file of this folder and one line in ``METHODS``; a
+person's own is one function in a file of theirs that calls ``register``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import lamaml_jax as lm
+from experiments import registry, styles
 from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
+from experiments.hyperparameters import Hyperparameters, with_own
 from experiments.methods import (
     derpp,
     episodic,
@@ -42,6 +44,9 @@ class Method(NamedTuple):
     """``(problem, hyper) -> scores_fn`` with ``scores_fn(state, images [B, ...]) -> [B,
     Y]``, for methods that do not predict with the logits; ``state`` is the learner's.
     """
+    hyper: Hyperparameters | None = None
+    """What it is told on every benchmark, of a person's own method; of others
+    ``presets`` has it, by benchmark."""
 
 
 METHODS: dict[str, Method] = {
@@ -70,6 +75,51 @@ METHODS: dict[str, Method] = {
 }
 
 
+def register(
+    name: str,
+    make: Callable[[Problem, Hyperparameters], lm.Learner],
+    *,
+    hyper: Mapping[str, Any] | None = None,
+    label: str | None = None,
+    color: str | None = None,
+    marker: str | None = None,
+    cost: Callable[[Problem, Hyperparameters], Cost] | None = None,
+    needs_tasks: bool = False,
+    needs_own_classes: bool = False,
+    mixes_tasks: bool = False,
+    make_scores: Callable[..., Callable[[Any, Any], Any]] | None = None,
+) -> None:
+    """Adds a person's own method to the command line, tables and figures.
+
+    Args:
+        name: for ``--method`` and its folder.
+        make: builds its learner. The first line of its docstring and its references are
+            what ``list`` says of it. A state is a NamedTuple with a field ``weights``;
+            the info may be any pytree of arrays, whose means over a task are recorded.
+        hyper: its hyper-parameters and their defaults, on every benchmark: fields of
+            ``Hyperparameters``, or others by names of its own, see ``with_own``.
+        label: its name in tables and figures; ``name`` if None.
+        color: of matplotlib's; one that is free if None.
+        marker: likewise.
+        cost: as ``Method.cost``, as are all that follow.
+        needs_tasks: as ``Method.needs_tasks``.
+        needs_own_classes: as ``Method.needs_own_classes``.
+        mixes_tasks: as ``Method.mixes_tasks``.
+        make_scores: as ``Method.make_scores``.
+
+    Raises:
+        UserError: a name is taken, or a hyper-parameter or colour that cannot be.
+    """
+    from experiments.request import field_names  # which imports this module
+
+    told = with_own(name, hyper or {}, taken=field_names())
+    method = Method(
+        make, cost, needs_tasks, needs_own_classes, mixes_tasks, make_scores, told
+    )
+    registry.add(METHODS, "method", name, method)
+    styles.register(name, label, color, marker, mixes_tasks)
+
+
 def make_learner(name: str, problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     """Builds the learner called ``name``.
 
@@ -85,9 +135,30 @@ def make_learner(name: str, problem: Problem, hyper: Hyperparameters) -> lm.Lear
         own_classes=problem.classes_per_task is not None,
     )
     try:
-        return method.make(problem, hyper)
+        return _checked(name, method.make(problem, hyper))
     except (TypeError, ValueError) as error:
         raise UserError(f"method {name!r}: {error}") from error
+
+
+def _checked(name: str, learner: lm.Learner) -> lm.Learner:
+    """Checks that the states of a learner are what training reads and writes."""
+    if not isinstance(learner, lm.Learner):
+        raise UserError(
+            f"method {name!r}: expected a lamaml_jax.Learner, received "
+            f"{type(learner).__name__}"
+        )
+
+    def init(key: lm.Key, weights: lm.Params) -> Any:
+        state = learner.init(key, weights)
+        if "weights" not in getattr(state, "_fields", ()):
+            raise UserError(
+                f"method {name!r}: expected a state that is a NamedTuple with a field "
+                "`weights`, such as lamaml_jax.LearnerState, received "
+                f"{type(state).__name__}"
+            )
+        return state
+
+    return learner._replace(init=init)
 
 
 def check_method(name: str) -> None:

@@ -42,4 +42,6 @@ DEFAULTS = {
     "alignment": False,
     "precision": "float32",
     "evaluate_on": "test",
+    "network": "published",
+    "presets_from": None,
 }

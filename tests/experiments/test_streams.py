@@ -119,9 +119,34 @@ def test_pixel_map_checks_ranks():
         ({"num_tasks": -1}, "num_tasks: expected at least 1"),
         ({"image_shape": (0, 28)}, "image_shape: expected a height and a width"),
         ({"image_shape": (-2, -3)}, "image_shape: expected a height and a width"),
-        ({"image_shape": (784,)}, "image_shape: expected a height and a width"),
+        ({"image_shape": (2, 2, 2, 2)}, "image_shape: expected a height and a width"),
     ],
 )
 def test_sizes_that_cannot_be_served_are_errors(make, change, message):
     with pytest.raises(ValueError, match=message):
         make(0, **SIZES | change)
+
+
+def test_vectors_are_permuted_and_never_turned():
+    sizes = {"num_rows_available": 50, "num_tasks": 3, "rows_per_task": 20}
+    maps = streams.permutation_stream(1, image_shape=(7,), **sizes).pixel_map
+    assert (np.sort(maps) == np.arange(7)).all()
+    with pytest.raises(ValueError, match=r"image_shape: .* received \(7,\)"):
+        streams.rotation_stream(1, image_shape=(7,), **sizes)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_channels_of_a_pixel_stay_together(make):
+    sizes = {"num_rows_available": 50, "num_tasks": 3, "rows_per_task": 20}
+    grey = make(1, image_shape=(4, 5), **sizes)
+    colour = make(1, image_shape=(4, 5, 3), **sizes)
+    np.testing.assert_array_equal(colour.rows, grey.rows)
+    images = np.arange(1, 2 * 4 * 5 * 3 + 1).reshape(2, 60)
+    for task in range(3):
+        found = streams.apply_pixel_map(images, colour.pixel_map[task]).reshape(
+            2, 20, 3
+        )
+        for channel in range(3):
+            one = images.reshape(2, 20, 3)[..., channel]
+            expected = streams.apply_pixel_map(one, grey.pixel_map[task])
+            np.testing.assert_array_equal(found[..., channel], expected)

@@ -1,0 +1,31 @@
+"""What tests of a person's own benchmarks, methods and networks share."""
+
+import pytest
+
+
+@pytest.fixture
+def registries():
+    """Forgets afterwards what a test registers."""
+    from experiments import (
+        benchmarks,
+        hyperparameters,
+        methods,
+        models,
+        registry,
+        styles,
+    )
+    from experiments.data import sources
+
+    known = [
+        *(benchmarks.BENCHMARKS, benchmarks._OWN_STREAMS, sources._OWN),
+        *(methods.METHODS, hyperparameters._OWN, models.NETWORKS),
+        *(registry._OWN, styles.NAMES, styles.STYLES),
+    ]
+    before = [dict(each) for each in known]
+    mixed = set(styles.MIXED)
+    yield
+    for each, kept in zip(known, before, strict=True):
+        each.clear()
+        each.update(kept)
+    styles.MIXED.clear()
+    styles.MIXED.update(mixed)
