@@ -361,7 +361,7 @@ def stability_gap(accuracy: jax.Array, tasks: jax.Array) -> StabilityGap:
         jnp.searchsorted(tasks, task, side="right") - 1 for task in (later - 1, later)
     )
 
-    def at(evaluations):
+    def at(evaluations: jax.Array) -> jax.Array:
         return jnp.diagonal(jnp.take(old, evaluations, axis=-2), axis1=-2, axis2=-1)
 
     is_within = _like(tasks[:, None] == later[None, :], old)
