@@ -164,12 +164,6 @@ def _incomplete(groups: list[list[Any]]) -> list[list[Any]]:
     return [parts for parts, is_todo in zip(groups, todo, strict=True) if is_todo]
 
 
-def _run_name(benchmark: str, setting: str, passes: str) -> str:
-    other = [passes] if passes != Passes.single else []
-    other += [setting] if setting != Setting.aware else []
-    return "-".join([benchmark, *other])
-
-
 def _words(given: list[str] | None) -> list[str] | None:
     """Takes options that are repeated apart, and what commas join."""
     words = [word.strip() for text in given or [] for word in text.split(",")]
@@ -516,7 +510,7 @@ def run(
     request.configs(asked)
     chosen = asked.benchmark
     sources.check_source(chosen.source, data_dir)
-    name = _run_name(chosen.name, *request.protocol(asked))
+    name = request.run_name(asked)
     hearing = context.with_resource(contextlib.ExitStack())
     stop = hearing.enter_context(stopping.requests(_tell))
     out = out or Path("runs") / name

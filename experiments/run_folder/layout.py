@@ -9,6 +9,8 @@ METRICS = (
     "learning_accuracy",
     "forward_transfer",
 )
+ANYTIME_METRICS = ("average_anytime_accuracy", "worst_case_accuracy")
+"""Of runs that were evaluated within tasks."""
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 EVALUATIONS, ARRAYS = "evaluations.jsonl", "arrays.npz"
 CHECKPOINTS = "checkpoints"
@@ -42,4 +44,8 @@ DEFAULTS = {
     "alignment": False,
     "precision": "float32",
     "evaluate_on": "test",
+    "network": "published",
+    "is_online": False,
+    "anytime_every": None,
+    "anytime_rows": None,
 }
