@@ -511,7 +511,7 @@ def run(
     planned = request.configs(asked)
     chosen = asked.benchmark
     sources.check_source(chosen.source, data_dir)
-    name = launch.run_name(chosen.name, *request.protocol(asked))
+    name = request.run_name(asked)
     held = context.with_resource(contextlib.ExitStack())
     hearing = context.with_resource(contextlib.ExitStack())
     stop = hearing.enter_context(stopping.requests(_tell))

@@ -89,7 +89,7 @@ def run(
     asked = request.make_request(stored | request.checked_fields(given))
     told = tuple(loggers.load(x) if isinstance(x, str) else x for x in logger)
     launch.tell_presets(request.configs(asked), tell)
-    name = launch.run_name(asked.benchmark.name, *request.protocol(asked))
+    name = request.run_name(asked)
     place = Path("runs") / name if out is None else Path(out)
     data_dir = None if data_dir is None else Path(data_dir)
     for word, path in (("out", place), ("data_dir", data_dir)):

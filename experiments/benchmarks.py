@@ -21,6 +21,8 @@ SPLIT = "split"
 _OWN_STREAMS: dict[str, own_streams.StreamFn] = {}
 PUBLISHED = "published"
 """The network of the paper: of ``channels`` and ``hidden``."""
+REDUCED_RESNET = "reduced-resnet18"
+"""The network of the online benchmarks, with stages of ``channels``."""
 _VALIDATION = 1
 """Second part of the seeds of tasks for validation; those of the test have one part."""
 
@@ -58,8 +60,22 @@ class Benchmark:
     """
     description: str = ""
     network: str = PUBLISHED
-    """Name of the network, in ``models.NETWORKS``; all but ``PUBLISHED`` pass over
+    """Name of the network, in ``models.NETWORKS``; a person's own passes over
     ``channels`` and ``hidden``."""
+    is_online: bool = False
+    """Whether it is class-incremental online learning: one pass, one head over all
+    classes, and no task id reaches the learner."""
+    anytime_every: int | None = None
+    """Batches between two evaluations within a task on all tasks seen, which are part
+    of the compiled program; None: there are none."""
+    anytime_rows: int | None = None
+    """Test rows of each task that those evaluations take, evenly spread over its
+    classes; None: all."""
+
+    @property
+    def usual_setting(self) -> str:
+        """The setting of a run that was told of none."""
+        return "agnostic" if self.is_online else "aware"
 
     @property
     def is_flat(self) -> bool:
@@ -136,6 +152,38 @@ BENCHMARKS = {
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
             description="Tiny ImageNet in 40 tasks of 5 classes, 2250 rows each",
+        ),
+        Benchmark(
+            "mnist-online",
+            "mnist",
+            SPLIT,
+            num_tasks=5,
+            rows_per_task=1000,
+            classes_per_task=2,
+            is_online=True,
+            anytime_every=5,
+            description="Online: MNIST's classes arrive by two, 1000 rows of each pair",
+        ),
+        Benchmark(
+            "cifar100-online",
+            "cifar100",
+            SPLIT,
+            num_tasks=20,
+            rows_per_task=2250,
+            classes_per_task=5,
+            channels=(20, 40, 80, 160),
+            hidden=(),
+            augment=("crop", "flip"),
+            mean=(0.5071, 0.4867, 0.4408),
+            std=(0.2675, 0.2565, 0.2761),
+            network=REDUCED_RESNET,
+            is_online=True,
+            anytime_every=25,
+            anytime_rows=100,
+            description=(
+                "Online: CIFAR-100's classes arrive by five, 2250 rows of each five; "
+                "reduced ResNet-18 with GroupNorm in BatchNorm's place"
+            ),
         ),
     ]
 }

@@ -76,11 +76,26 @@ class RunConfig:
     """The benchmark whose presets these are, where this one has none."""
 
 
+def batches_per_task(config: RunConfig) -> int:
+    """Batches of one pass over a task, the last of which may be smaller."""
+    return -(-config.benchmark.rows_per_task // max(config.hyper.batch_size, 1))
+
+
+def anytime_after(config: RunConfig) -> list[int]:
+    """Batches of a task that were shown at each evaluation within it.
+
+    Returns:
+        ``anytime_every`` and its multiples, and all batches at the end.
+    """
+    total, every = batches_per_task(config), config.benchmark.anytime_every
+    return [] if every is None else [*range(every, total, every), total]
+
+
 def num_meta_updates(config: RunConfig) -> int:
     """Updates that one seed makes over the whole stream."""
-    benchmark, hyper = config.benchmark, config.hyper
-    num_batches = -(-benchmark.rows_per_task // hyper.batch_size)
-    return benchmark.num_tasks * num_batches * hyper.glances * hyper.epochs
+    hyper = config.hyper
+    updates = batches_per_task(config) * hyper.glances * hyper.epochs
+    return config.benchmark.num_tasks * updates
 
 
 def with_rates(config: RunConfig, rates: Mapping[str, Any]) -> RunConfig:
@@ -131,6 +146,8 @@ def check_config(config: RunConfig) -> None:
         "num_tasks": (benchmark.num_tasks, _MAX_TASKS),
         "rows_per_task": (benchmark.rows_per_task, 2**31 - 1),
         "eval_every": (benchmark.eval_every, 2**31 - 1),
+        "anytime_every": (benchmark.anytime_every, batches_per_task(config)),
+        "anytime_rows": (benchmark.anytime_rows, 2**31 - 1),
         "batch_size": (hyper.batch_size, benchmark.rows_per_task),
         "glances": (hyper.glances, 2**31 - 1),
         "epochs": (hyper.epochs, 2**16),
@@ -147,6 +164,16 @@ def check_config(config: RunConfig) -> None:
         if size is not None and limit is not None and not 1 <= size <= limit:
             which = f" ({_LIMITED_BY[name]})" if name in _LIMITED_BY else ""
             raise UserError(f"{name}: expected 1 to {limit}{which}, received {size}")
+    if benchmark.is_online and (config.setting == "aware" or hyper.epochs > 1):
+        raise UserError(
+            f"{benchmark.name}: online, with one pass and no task ids; choose another "
+            "benchmark for --setting aware or several epochs"
+        )
+    if benchmark.anytime_every is not None and (config.probes or hyper.epochs > 1):
+        raise UserError(
+            "anytime_every: not with --probes or several epochs, which evaluate or "
+            "pass within a task in a way of their own"
+        )
     for name in _RATES:
         rate = getattr(hyper, name)
         if rate is not None and not 0 <= rate < math.inf:
@@ -163,6 +190,10 @@ def check_config(config: RunConfig) -> None:
         "setting": (config.setting, SETTINGS),
         "precision": (config.precision, PRECISIONS),
         "evaluate_on": (config.evaluate_on, PARTS),
+        "network": (
+            benchmark.network,
+            (benchmarks.PUBLISHED, benchmarks.REDUCED_RESNET),
+        ),
         "initializer": (hyper.initializer, INITIALIZERS),
         "grain": (hyper.grain or GRAINS[0], GRAINS),
         "memory": (hyper.memory or MEMORIES[0], MEMORIES),

@@ -12,13 +12,6 @@ from experiments import placement, run_folder
 from experiments.config import RunConfig, config_record
 
 
-def run_name(benchmark: str, setting: str, passes: str) -> str:
-    """Names a run, and its folder below ``runs``."""
-    other = [passes] if passes != "single" else []
-    other += [setting] if setting != "aware" else []
-    return "-".join([benchmark, *other])
-
-
 def take_folders(
     stack: contextlib.ExitStack,
     folders: Sequence[Path],

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
-from experiments.config import RunConfig
+from experiments.config import RunConfig, batches_per_task
 from experiments.feeding import DataForm, make_images, make_show, task_key
 from experiments.methods.lookahead import make_inner_tx
 from experiments.methods.problem import Problem
@@ -82,7 +82,7 @@ def step_sizes_of(state: Any) -> lm.Params | None:
 
 def batches_per_part(config: RunConfig) -> int:
     """Batches between two probes: about 25 meta-updates, a divisor of a task's."""
-    num_batches = -(-config.benchmark.rows_per_task // config.hyper.batch_size)
+    num_batches = batches_per_task(config)
     wanted = max(1, _UPDATES_PER_PROBE // config.hyper.glances)
     return max(n for n in range(1, wanted + 1) if num_batches % n == 0)
 
@@ -92,6 +92,7 @@ def make_evaluate(
     form: DataForm,
     scores_fn: Callable[[Any, jax.Array], jax.Array],
     weights_of: Callable[[Any], lm.Params],
+    num_rows: int | None = None,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Builds ``evaluate`` of ``TrainFns``.
 
@@ -101,6 +102,7 @@ def make_evaluate(
         scores_fn: ``(subject, images [B, ...]) -> [B, Y]``; the largest is predicted,
             among the task's own classes where heads are masked.
         weights_of: the weights in what is evaluated.
+        num_rows: test rows of each task that are taken, evenly spread; None: all.
 
     Returns:
         Accuracies of all tasks, NaN where unwanted or if a weight is not finite.
@@ -111,7 +113,10 @@ def make_evaluate(
     is_masked = benchmark.classes_per_task is not None and config.setting == "aware"
 
     def evaluate(shared, stream, subject, wanted):
-        num_test = stream.test_rows.shape[1]
+        test_rows = stream.test_rows
+        if num_rows is not None:  # those of a class are neighbours
+            test_rows = test_rows[:, :: max(test_rows.shape[1] // num_rows, 1)]
+        num_test = test_rows.shape[1]
         chunk = min(chunk_size, num_test)
         padding = -num_test % chunk
 
@@ -137,7 +142,7 @@ def make_evaluate(
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
         tasks = jnp.arange(benchmark.num_tasks)
         accuracies = jax.lax.map(
-            accuracy, (tasks, stream.pixel_maps, stream.test_rows, wanted)
+            accuracy, (tasks, stream.pixel_maps, test_rows, wanted)
         )
         return jnp.where(finite, accuracies, jnp.nan), finite
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import lamaml_jax as lm
 from experiments import registry
-from experiments.benchmarks import PUBLISHED
+from experiments.benchmarks import PUBLISHED, REDUCED_RESNET
 from experiments.errors import UserError
 from experiments.suggestions import did_you_mean
 
@@ -112,11 +112,78 @@ class Network(nn.Module):
         return logits if self.dtype is None else logits.astype(jnp.float32)
 
 
+class _Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, each normalised, relu after either."""
+
+    width: int
+    stride: int
+    convolution: Callable[..., nn.Conv]
+    normalise: Callable[..., nn.GroupNorm]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        narrow = functools.partial(self.convolution, kernel_size=(3, 3), padding=1)
+        y = nn.relu(self.normalise()(narrow(self.width, strides=self.stride)(x)))
+        y = self.normalise()(narrow(self.width)(y))
+        if x.shape != y.shape:
+            match = self.convolution(
+                self.width, kernel_size=(1, 1), padding=0, strides=self.stride
+            )
+            x = self.normalise()(match(x))
+        return nn.relu(x + y)
+
+
+class ReducedResNet18(nn.Module):
+    """The reduced ResNet-18 of online learning, with GroupNorm in BatchNorm's place.
+
+    A 3x3 convolution, stages of two blocks, the mean over all positions, a dense layer.
+    The published one (Lopez-Paz and Ranzato 2017, arXiv:1706.08840, of 20 filters)
+    normalises by BatchNorm, whose running averages are a state beside the weights. In
+    its place is GroupNorm over ten channels at a time, which needs no state and treats
+    each row alone; accuracies do not compare digit by digit with those of BatchNorm.
+    """
+
+    num_classes: int
+    """Number of outputs."""
+    widths: Sequence[int] = (20, 40, 80, 160)
+    """Channels of the stages, multiples of ten; all but the first halve the image."""
+    initializer: str = "kaiming"
+    """Key of ``INITIALIZERS``."""
+    dtype: Any = None
+    """As in ``Network``."""
+    convolve: Callable[..., jax.Array] | None = None
+    """As in ``Network``."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps images [B, H, W, C] to logits [B, Y]."""
+        kernel_init = INITIALIZERS[self.initializer]
+        convolution = functools.partial(
+            nn.Conv,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=kernel_init,
+            conv_general_dilated=self.convolve,
+        )
+        normalise = functools.partial(
+            nn.GroupNorm, num_groups=None, group_size=10, dtype=self.dtype
+        )
+        stem = convolution(self.widths[0], kernel_size=(3, 3), padding=1)
+        x = nn.relu(normalise()(stem(images)))
+        for stage, width in enumerate(self.widths):
+            for stride in (1 if stage == 0 else 2, 1):
+                x = _Block(width, stride, convolution, normalise)(x)
+        x = jnp.mean(x, axis=(1, 2))
+        head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=kernel_init)
+        logits = head(x)
+        return logits if self.dtype is None else logits.astype(jnp.float32)
+
+
 def head_mask(weights: dict) -> dict:
     """Marks the last layer.
 
     Args:
-        weights: of a ``Network``.
+        weights: of a ``Network`` or ``ReducedResNet18``.
 
     Returns:
         Tree like ``weights`` of bools, True for the leaves of the last dense layer.
@@ -181,7 +248,20 @@ def _published(form: NetworkForm) -> Network:
     )
 
 
-NETWORKS: dict[str, NetworkKind] = {PUBLISHED: NetworkKind(_published, head_mask)}
+def _reduced_resnet(form: NetworkForm) -> ReducedResNet18:
+    return ReducedResNet18(
+        form.num_classes,
+        form.channels,
+        form.initializer,
+        dtype=form.dtype,
+        convolve=form.convolve,
+    )
+
+
+NETWORKS: dict[str, NetworkKind] = {
+    PUBLISHED: NetworkKind(_published, head_mask),
+    REDUCED_RESNET: NetworkKind(_reduced_resnet, head_mask),
+}
 
 
 def register(

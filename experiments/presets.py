@@ -13,8 +13,17 @@ Sources, by method:
   weights for as large a memory.
 - ER, GEM, A-GEM, Online on the MNIST streams have no published command here. Their
   rates are those with which the figures to compare with were made, and were not tuned.
+- On the online benchmarks, from the survey of Soutif-Cormerais et al. 2023
+  (arXiv:2308.10328): 10 incoming and 10 replayed rows, three updates on each batch
+  (``glances``), on CIFAR-100 a memory of 2,000 rows; MER goes over each batch in its
+  own way. The methods of ``LOOK_AHEAD`` have on CIFAR-100 what VR-MCL's repository
+  commands (ICLR 2024), all alike: 32 incoming and 32 replayed rows, inner batches of 8
+  in second order, one update per batch, initial step sizes 0.1, outer rate 0.25 (taken
+  as that of the step sizes), momentum 0.15; where weights have a rate of their own it
+  is 0.1 too. All else is as on ``mnist-rotations`` and ``cifar100-split``. None was
+  tuned here.
 - La-ER and VR-MCL on the MNIST streams take La-MAML's values, OML takes C-MAML's,
-  Meta-BGD and IID those of CIFAR-100. None was tuned.
+  Meta-BGD and IID those of CIFAR-100, ER-ACE everywhere those of ER. None was tuned.
 
 A benchmark that is not here, such as a person's own, takes those of the nearest stream.
 """
@@ -95,6 +104,7 @@ def _mnist(
         "vrmcl": _change(lamaml, momentum=0.5),
         "oml": cmaml,
         "er": _ER,
+        "er_ace": _ER,
         "derpp": derpp,
         "mer": mer,
         "gem": _change(_AGEM, margin=0.5),
@@ -213,6 +223,7 @@ def _image_presets(
         "vrmcl": _change(own_lamaml, momentum=0.5),
         "oml": own_cmaml,
         "er": own_er,
+        "er_ace": own_er,
         "derpp": _change(own_er, replay_size=10, logit_weight=0.1, label_weight=0.5),
         "gem": _change(plain, memory_per_task=10, margin=0.5, **gem),
         "agem": _change(plain, memory_per_task=10, **agem),
@@ -292,6 +303,49 @@ _TINY_IMAGENET = {
     )
 }
 
+# Online: one head, one pass, no task ids, and as many updates for every method.
+_TOLD_OF_TASKS = ("gem", "agem", "ewc", "icarl")
+
+
+def _survey(
+    presets: dict[str, Hyperparameters], iid: Hyperparameters, capacity: int
+) -> dict[str, Hyperparameters]:
+    """Puts batches, draws, passes and memory of the survey into a benchmark's values.
+
+    IID is shown as many rows as the others, in as many batches: their ceiling.
+    """
+    chosen = {k: v for k, v in presets.items() if k not in _TOLD_OF_TASKS}
+    chosen["iid"] = _change(iid, batch_size=10, epochs=1)
+    return {
+        name: _change(
+            preset,
+            glances=1 if name == "mer" else 3,
+            capacity=preset.capacity and capacity,
+            replay_size=preset.replay_size and 10,
+        )
+        for name, preset in chosen.items()
+    }
+
+
+_MNIST_ONLINE = _survey(_ROTATIONS, _IID, capacity=200)
+_CIFAR_ONLINE = _survey(_CIFAR["single"], _CIFAR["multi"]["iid"], capacity=2000)
+_LINE = _change(
+    _CIFAR["single"]["lamaml"],
+    batch_size=32,
+    replay_size=32,
+    inner_steps=4,
+    glances=1,
+    capacity=2000,
+)
+_LINE_CMAML = _change(_LINE, step_size_learning_rate=None, learning_rate=0.1)
+_CIFAR_ONLINE |= {
+    "lamaml": _LINE,
+    "sync": _change(_LINE, learning_rate=0.1),
+    "cmaml": _LINE_CMAML,
+    "vrmcl": _change(_LINE, momentum=0.15),
+    "oml": _LINE_CMAML,
+}
+
 OFFICIAL: dict[tuple[str, str], dict[str, Hyperparameters]] = {
     ("digits-rotations", "single"): _DIGITS,
     **{
@@ -304,6 +358,8 @@ OFFICIAL: dict[tuple[str, str], dict[str, Hyperparameters]] = {
         }.items()
     },
     ("fashion-mnist-split", "single"): _FASHION_SPLIT,
+    ("mnist-online", "single"): _MNIST_ONLINE,
+    ("cifar100-online", "single"): _CIFAR_ONLINE,
     **{("cifar100-split", passes): _CIFAR[passes] for passes in PASSES},
     **{("tinyimagenet-split", passes): _TINY_IMAGENET[passes] for passes in PASSES},
 }

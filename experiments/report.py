@@ -104,7 +104,7 @@ def make_report(
                 first = results[0]
                 draw = functools.partial(figures.scaling, first.title, first.rows)
                 written += figures.save(draw, path, formats)
-    notes = [comparison.NOTE, tables.NOTE]
+    notes = [comparison.NOTE, *tables.notes(rows)]
     notes += [f"Not in the tables: {reason}." for reason in skipped]
     pictures = [path for path in written if path.suffix == ".png"]
     opening = next((path for path in pictures if path.stem == _OPENING), None)

@@ -175,12 +175,13 @@ def make_request(given: Mapping[str, Any]) -> Request:
     sizes = {key: given[key] for key in _SIZES if key in given}
     benchmark = dataclasses.replace(benchmark, **sizes)
     options = {key: given[key] for key in _OPTIONS if key in given}
+    options.setdefault("setting", benchmark.usual_setting)
     names = _names(given.get("method"), DEFAULT_METHODS)
     for method in names:
         methods.check_method(method)
         methods.check_setting(
             method,
-            task_aware=options.get("setting", "aware") == "aware",
+            task_aware=options["setting"] == "aware",
             own_classes=benchmark.classes_per_task is not None,
         )
     overrides = {key: given[key] for key in kinds() if key in given}
@@ -230,7 +231,15 @@ def configs(request: Request, num_classes: int | None = None) -> list[RunConfig]
 def protocol(request: Request) -> tuple[str, str]:
     """Returns the setting and the passes."""
     options = request.options
-    return options.get("setting", "aware"), options.get("passes", "single")
+    return options["setting"], options.get("passes", "single")
+
+
+def run_name(request: Request) -> str:
+    """Names the benchmark, and the passes and setting where they are not the usual."""
+    setting, passes = protocol(request)
+    other = [passes] if passes != "single" else []
+    other += [setting] if setting != request.benchmark.usual_setting else []
+    return "-".join([request.benchmark.name, *other])
 
 
 def grid_points(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:

@@ -8,16 +8,20 @@ import numpy as np
 
 from experiments import costs, published, run_folder, styles
 from experiments.figures import Entry
-from experiments.run_folder import METRICS, Run
+from experiments.run_folder import ANYTIME_METRICS, METRICS, Run
 
 # What may differ between runs without making one a variant of the other.
 _NOT_SETTINGS = {
     *("format_version", "benchmark", "method", "seeds", "description"),
     *("probes", "alignment", "eval_every", "presets_from"),
+    *("anytime_every", "anytime_rows"),
 }
 # Measured along a run: the same for all seeds, and with a leading seed axis.
-_SHARED = ("probe_updates", "probe_tasks", "alignment_after")
-_BY_SEED = ("probe_slow", "probe_fast", "step_size_quantiles", "task_alignment")
+_SHARED = ("probe_updates", "probe_tasks", "alignment_after", "anytime_after")
+_BY_SEED = (
+    *("probe_slow", "probe_fast", "step_size_quantiles", "task_alignment"),
+    "anytime_accuracy",
+)
 
 
 class Spread(NamedTuple):
@@ -55,6 +59,8 @@ class Row(NamedTuple):
     memory_bytes: int | None
     """Rows kept, and logits kept with them."""
     entry: Entry
+    anytime: tuple[Spread, ...] = ()
+    """In the order of ``ANYTIME_METRICS``, where the run has them."""
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -126,8 +132,12 @@ def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
     method = run.config["method"]
     name = styles.NAMES.get(method, method)
     percent = [100 * run.summary[metric][used] for metric in METRICS]
+    has_anytime = "anytime_accuracy" in run.arrays
+    known = ANYTIME_METRICS if has_anytime else ()
+    anytime = [100 * run.summary[metric][used] for metric in known]
     if method in styles.MIXED:
         percent[1:] = [np.full_like(percent[0], np.nan)] * 3
+        anytime = [np.full_like(percent[0], np.nan) for _ in anytime]
     label = f"{name} ({suffix})" if suffix else name
     missing = "" if used.all() else f" [{used.sum()} of {used.size} seeds]"
     cost = run.summary.get("cost") or costs.derive(run.config)
@@ -158,12 +168,14 @@ def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
         evaluations,
         cost.get(costs.MEMORY_BYTES),
         entry,
+        tuple(map(spread, anytime)),
     )
 
 
 def protocol(config: dict[str, Any]) -> str:
     """Names what is compared: the benchmark, with what is unusual of its protocol."""
-    usual = (("passes", "single"), ("setting", "aware"), ("evaluate_on", "test"))
+    setting = "agnostic" if config["is_online"] else "aware"
+    usual = (("passes", "single"), ("setting", setting), ("evaluate_on", "test"))
     other = [config[key] for key, value in usual if config[key] != value]
     return "-".join([config["benchmark"], *other])
 

@@ -42,8 +42,8 @@ class TaskResult(NamedTuple):
     """By place of a seed that diverged in this task: what produced the first NaN. Empty
     unless asked for."""
     measures: dict[str, np.ndarray]
-    """``step_size_quantiles`` [S, L, 5] and ``task_alignment`` [S, T, T], where the
-    method and the program have them."""
+    """``anytime_accuracy`` [S, G, T], ``step_size_quantiles`` [S, L, 5] and
+    ``task_alignment`` [S, T, T], where the method and the program have them."""
     probes: list["Probe"]
     """Empty unless this task was probed."""
     train_s: float
@@ -402,6 +402,7 @@ def train(
         info: Any = None
         probes: list[Probe] = []
         first_bad, causes, was_finite = np.full(num_seeds, -1), {}, finite
+        anytime = None
         before = placement.gather(state) if find_causes and task >= 0 else None
         alive = placement.place_all(finite, inputs.mesh)
         start, cpu = time.perf_counter(), time.process_time()
@@ -411,7 +412,7 @@ def train(
             )
             first_bad = first_bad[:num_seeds]
         elif task >= 0:
-            state, info, bad = program.train_task(
+            state, info, bad, anytime = program.train_task(
                 program.rates, shared, streams, seeds, state, alive, np.int32(task)
             )
             _wait(state)
@@ -430,6 +431,10 @@ def train(
             }
         means = info_by_name(placement.gather(info))
         measures = {}
+        if anytime is not None:
+            own = placement.gather(anytime)
+            padded = np.resize(finite, len(own))  # of padding, cut off below
+            measures["anytime_accuracy"] = np.where(padded[:, None, None], own, np.nan)
         if (quantiles := step_size_quantiles(state)) is not None:
             measures["step_size_quantiles"] = quantiles
         if program.alignment is not None and wanted.all():

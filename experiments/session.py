@@ -20,7 +20,12 @@ from rich.console import Console
 import lamaml_jax as lm
 from experiments import benchmarks, naming, placement, run_folder, runner
 from experiments.checkpoints import Checkpoint, Checkpoints
-from experiments.config import RunConfig, config_record, num_meta_updates
+from experiments.config import (
+    RunConfig,
+    anytime_after,
+    config_record,
+    num_meta_updates,
+)
 from experiments.costs import cost_record
 from experiments.data import sources
 from experiments.history import (
@@ -114,6 +119,17 @@ def _summary(
         "num_meta_updates": num_meta_updates(config),
         "diverged_seeds": list(diverged),
         "diverged_at": {str(seed): where for seed, where in diverged.items()},
+    }
+
+
+def _anytime_summary(accuracy: np.ndarray) -> dict[str, list[float]]:
+    """Sums up accuracies [S, T, G, T] within tasks."""
+    num_seeds, num_tasks, count, _ = accuracy.shape
+    along = accuracy.reshape(num_seeds, num_tasks * count, num_tasks)
+    tasks = np.repeat(np.arange(num_tasks), count)
+    return {
+        name: np.asarray(getattr(lm.metrics, name)(along, tasks)).tolist()
+        for name in run_folder.ANYTIME_METRICS
     }
 
 
@@ -247,6 +263,9 @@ def _finish(
     )
     if cost := cost_record(config, inputs.form):
         summary["cost"] = cost
+    if "anytime_accuracy" in arrays:
+        arrays["anytime_after"] = np.asarray(anytime_after(config), np.int32)
+        summary |= _anytime_summary(arrays["anytime_accuracy"])
     if "step_size_quantiles" in arrays:
         summary["step_size_leaves"] = runner.leaf_names(program)
     run_folder.finish(part.folder, arrays, summary)

@@ -11,6 +11,7 @@ NAMES = {
     "cmaml": "C-MAML",
     "la_er": "La-ER",
     "er": "ER",
+    "er_ace": "ER-ACE",
     "online": "Online",
     "iid": "IID",
     "ewc": "EWC",
@@ -35,7 +36,7 @@ class Style(NamedTuple):
 
 
 # Okabe and Ito's colours, told apart under all common colour vision deficiencies, less
-# their yellow, which is faint on white, and with a grey. Sixteen methods share them;
+# their yellow, which is faint on white, and with a grey. Seventeen methods share them;
 # two of the same colour differ in marker.
 _ORANGE, _SKY, _GREEN, _BLACK = "#E69F00", "#56B4E9", "#009E73", "#000000"
 _BLUE, _VERMILLION, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
@@ -45,6 +46,7 @@ STYLES = {
     "cmaml": Style(_BLUE, "^"),
     "la_er": Style(_ORANGE, "D"),
     "er": Style(_GREEN, "v"),
+    "er_ace": Style(_ORANGE, "P"),
     "online": Style(_GREY, "X"),
     "iid": Style(_BLACK, "P"),
     "ewc": Style(_BLACK, "o"),

@@ -11,12 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments import costs, published, run_folder
-from experiments.rows import Row
+from experiments.rows import Row, Spread
 
 _AUTHORS = "authors' "
 # Narrower terminals break the lines; squeezed, the table would lose its methods.
 _TABLE_WIDTH = 80
 _HEADINGS = ("RA", "BTI", "LA", "FWT")
+_ANYTIME = ("AAA %", "WC-ACC %")
 _PUBLISHED = ("authors' RA %", "authors' BTI")
 _WORDS = ("benchmark", "method", *_PUBLISHED, "remark")
 
@@ -85,9 +86,11 @@ def seconds_text(row: Row) -> str:
 def lines(rows: Sequence[Row]) -> list[list[str]]:
     """Rounded figures beside the published ones, settings, remarks; heading first.
 
-    Where none of the rows has published figures, there are no columns for them.
+    Where none of the rows has published figures, or figures within tasks, there are no
+    columns for them.
     """
-    head = ["benchmark", "method", "RA %", *_HEADINGS[1:], "seeds", *_PUBLISHED]
+    head = ["benchmark", "method", "RA %", *_HEADINGS[1:], *_ANYTIME, "seeds"]
+    head += _PUBLISHED
     head += ["capacity", "glances", "gradients per row"]
     head += ["memory MB", "training per seed", "remark"]
     found = [head]
@@ -95,10 +98,11 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
         config = row.run.config
         settings = [str(config.get(key, "")) for key in ("capacity", "glances")]
         others = [_authors(row, "ra"), _authors(row, "bti")]
-        cells = [row.benchmark, row.label, *map(str, row.spreads), str(row.num_used)]
+        cells = [row.benchmark, row.label, *map(str, row.spreads)]
+        cells += [*map(str, row.anytime or ("", "")), str(row.num_used)]
         asked = [gradients_text(row), memory_text(row), seconds_text(row)]
         found.append([*cells, *others, *settings, *asked, _remark(row)])
-    return _without_empty(found, _PUBLISHED)
+    return _without_empty(found, (*_ANYTIME, *_PUBLISHED))
 
 
 NOTE = (
@@ -114,6 +118,20 @@ NOTE = (
 )
 
 
+ANYTIME_NOTE = (
+    "AAA: average anytime accuracy, over the classes seen so far at every evaluation "
+    "along the stream. WC-ACC: worst-case accuracy, of the newest task at the end and "
+    "of each earlier one the least since it ended. RA is the final accuracy on all "
+    "classes. BTI, as any measure of forgetting, misleads where one head serves all "
+    "classes: what was never learnt is not forgotten."
+)
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What the columns mean that a table of these rows has."""
+    return [NOTE, ANYTIME_NOTE] if any(row.anytime for row in rows) else [NOTE]
+
+
 def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:
     """The table of ``lines``, what its columns mean, and what is not in it."""
     head, *body = lines(rows)
@@ -122,7 +140,7 @@ def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n"
         for line in [head, rule, *body]
     )
-    text += f"\n{NOTE}\n"
+    text += "".join(f"\n{note}\n" for note in notes(rows))
     return text + "".join(f"\nNot in the table: {reason}.\n" for reason in skipped)
 
 
@@ -131,6 +149,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     short = [name.lower() for name in _HEADINGS]
+    if has_anytime := any(row.anytime for row in rows):
+        short += ["aaa", "wc_acc"]
     head = [f"{name}_{part}" for name in short for part in ("mean", "sd")]
     head = ["benchmark", "method", "label", *head, "num_seeds", "diverged_seeds"]
     head += ["authors_ra", "authors_bti", "authors_source", "capacity", "glances"]
@@ -144,7 +164,10 @@ def comma_separated(rows: Sequence[Row]) -> str:
         config, authors = row.run.config, row.entry.published[:1]
         lost = row.run.seeds[~run_folder.has_result(row.run)]
         cells = [row.benchmark, config["method"], row.label]
-        cells += [known(value) for pair in row.spreads for value in pair]
+        spreads = row.spreads
+        if has_anytime:
+            spreads += row.anytime or (Spread(np.nan, np.nan),) * 2
+        cells += [known(value) for pair in spreads for value in pair]
         cells += [row.num_used, " ".join(map(str, lost))]
         cells += [known(p.ra) for p in authors] or [""]
         cells += [known(p.bti) for p in authors] or [""]
@@ -163,7 +186,11 @@ def show(rows: Sequence[Row], skipped: Sequence[str], console: Console) -> None:
         table.add_column("method", overflow="fold")
         part = [row for row in rows if row.benchmark == benchmark]
         are_published = any(row.entry.published for row in part)
-        headings = ["RA %", *_HEADINGS[1:], "n"]
+        has_anytime = any(row.anytime for row in part)
+        # Online papers give these two with the final accuracy, and 80 columns hold
+        # no more.
+        shown = ["AAA %", "WC %"] if has_anytime else _HEADINGS[1:]
+        headings = ["RA %", *shown, "n"]
         headings += ["authors'\nRA / BTI"] * are_published
         headings += ["grads\n/ row", "train\ns"]
         for name in headings:
@@ -174,7 +201,12 @@ def show(rows: Sequence[Row], skipped: Sequence[str], console: Console) -> None:
             seconds = "" if row.train_s is None else f"{row.train_s:.1f}"
             total = row.run.seeds.size
             count = f"{row.num_used}" + (f"/{total}" if row.num_used < total else "")
-            cells = [*map(str, row.spreads), count]
+            spreads = row.spreads
+            if has_anytime:
+                spreads = (
+                    (*row.spreads[:1], *row.anytime) if row.anytime else spreads[:1]
+                )
+            cells = [*map(str, spreads), *[""] * (len(shown) + 1 - len(spreads)), count]
             cells += [text.replace("nan", "n/a")] * are_published
             cells += [gradients_text(row), seconds]
             table.add_row(escape(row.label), *cells)

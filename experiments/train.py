@@ -10,7 +10,7 @@ import optax
 
 import lamaml_jax as lm
 from experiments import methods, models
-from experiments.config import RunConfig
+from experiments.config import RunConfig, batches_per_task
 from experiments.feeding import DataForm, keys_of, make_show, task_key
 from experiments.measures import (
     batches_per_part,
@@ -30,10 +30,12 @@ class TrainFns(NamedTuple):
     """
     init: Callable[..., Any]
     """``init(seed) -> state``."""
-    train_task: Callable[..., tuple[Any, Any, jax.Array]]
+    train_task: Callable[..., tuple[Any, Any, jax.Array, jax.Array | None]]
     """``train_task(shared, stream, seed, state, is_alive, task) -> state, info,
-    first_bad``: means of the learner's info, and the first batch in which one of its
-    values is not finite, or -1. Weights move only where ``is_alive``."""
+    first_bad, anytime``: means of the learner's info, the first batch in which one of
+    its values is not finite, or -1, and accuracies [G, T] after the batches of
+    ``config.anytime_after``, NaN of tasks not seen yet, or None where there are none.
+    Weights move only where ``is_alive``."""
     subject: Callable[[Any], Any]
     """``subject(state)``: what is evaluated, the weights unless the method predicts
     with more."""
@@ -121,10 +123,22 @@ def summarise(info: Any) -> tuple[Any, jax.Array]:
 
 
 def _make_train_fns(
-    config: RunConfig, form: DataForm, learner: lm.Learner
+    config: RunConfig,
+    form: DataForm,
+    learner: lm.Learner,
+    accuracy_of: Callable[..., jax.Array],
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Builds ``train_task`` and ``train_part`` of ``TrainFns``."""
+    """Builds ``train_task`` and ``train_part`` of ``TrainFns``.
+
+    Args:
+        config: what to run.
+        form: sizes of the data.
+        learner: of the method.
+        accuracy_of: ``accuracy_of(shared, stream, state, wanted [T]) -> [T]``, for
+            evaluations within a task.
+    """
     hyper = config.hyper
+    every = config.benchmark.anytime_every
     show = make_show(config, form)
     has_padding = config.benchmark.rows_per_task % hyper.batch_size > 0
 
@@ -138,6 +152,32 @@ def _make_train_fns(
         mask = mask if has_padding else None
         return lm.observe_stream(shown, key, state, batches, mask, first)
 
+    def run_watched(shared, stream, seed, state, task):
+        """One epoch, interrupted by evaluations."""
+        key = task_key(seed, task)
+        shown = show.epoch(stream, seed, task, 0)
+        is_seen = jnp.arange(config.benchmark.num_tasks) <= task
+
+        def part(state, inputs):
+            first, (batches, mask) = inputs
+            state, info = run(shared, stream, state, key, batches, mask, 0, first)
+            return state, (info, accuracy_of(shared, stream, state, is_seen))
+
+        # Parts of one size in a scan, and what is left of the task after them.
+        count, rest = divmod(batches_per_task(config), every)
+        whole = jax.tree.map(
+            lambda x: x[: count * every].reshape(count, every, *x.shape[1:]), shown
+        )
+        firsts = jnp.arange(count) * every
+        state, (info, accuracies) = jax.lax.scan(part, state, (firsts, whole))
+        info = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), info)
+        if rest:
+            left = jax.tree.map(lambda x: x[count * every :], shown)
+            state, (last_info, last) = part(state, (count * every, left))
+            info = jax.tree.map(lambda *x: jnp.concatenate(x), info, last_info)
+            accuracies = jnp.concatenate([accuracies, last[None]])
+        return state, info, accuracies
+
     def train_task(shared, stream, seed, state, is_alive, task):
         key_of_task = task_key(seed, task)
 
@@ -148,8 +188,10 @@ def _make_train_fns(
             shown = show.epoch(stream, seed, task, epoch)
             return run(shared, stream, state, key, *shown, epoch)
 
-        start = state
-        if hyper.epochs == 1:
+        start, anytime = state, None
+        if every is not None:
+            state, info, anytime = run_watched(shared, stream, seed, start, task)
+        elif hyper.epochs == 1:
             state, info = run_epoch(start, 0)
         else:
             state, info = jax.lax.scan(run_epoch, start, jnp.arange(hyper.epochs))
@@ -157,7 +199,7 @@ def _make_train_fns(
         if learner.end_task is not None:
             end_key = jax.random.fold_in(key_of_task, 2**31 - 1)
             state = learner.end_task(end_key, state)
-        return unless_diverged(start, state, is_alive), *summarise(info)
+        return unless_diverged(start, state, is_alive), *summarise(info), anytime
 
     def train_part(shared, stream, seed, state, is_alive, task, first):
         places, mask = show.epoch(stream, seed, task, 0)
@@ -219,12 +261,17 @@ def make_train(
 
     if make_scores is None:
         subject = lambda state: state.weights
-        evaluate = make_evaluate(config, form, apply_fn, lambda weights: weights)
+        scoring = apply_fn, lambda weights: weights
     else:
         subject = lambda state: state
-        scores_fn = make_scores(problem, hyper)
-        evaluate = make_evaluate(config, form, scores_fn, lambda state: state.weights)
-    train_task, train_part = _make_train_fns(config, form, learner)
+        scoring = make_scores(problem, hyper), lambda state: state.weights
+    evaluate = make_evaluate(config, form, *scoring)
+    evaluate_within = make_evaluate(config, form, *scoring, benchmark.anytime_rows)
+
+    def accuracy_of(shared, stream, state, wanted):
+        return evaluate_within(shared, stream, subject(state), wanted)[0]
+
+    train_task, train_part = _make_train_fns(config, form, learner, accuracy_of)
     return TrainFns(
         init_weights,
         init,

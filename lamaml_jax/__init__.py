@@ -1,6 +1,6 @@
 """La-MAML, look-ahead meta-learning for continual learning, in functional JAX."""
 
-from lamaml_jax import diagnostics, losses, metrics
+from lamaml_jax import diagnostics, losses, metrics, mixing
 from lamaml_jax.balanced_reservoir import (
     BalancedReservoirState,
     make_balanced_reservoir,
@@ -72,6 +72,7 @@ __all__ = [
     "make_reservoir",
     "meta_value_and_grad",
     "metrics",
+    "mixing",
     "observe_stream",
     "scale_by_step_sizes",
     "split_support",

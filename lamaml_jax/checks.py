@@ -645,6 +645,28 @@ def check_initial_accuracy(
     return jnp.asarray(initial_accuracy)
 
 
+def check_evaluations(
+    accuracy: types.PyTree, tasks: types.PyTree
+) -> tuple[jax.Array, jax.Array]:
+    """Checks accuracies along a stream and the task at hand at each; makes arrays."""
+    shape = _shape("accuracy", accuracy)
+    if len(shape) < 2 or 0 in shape[-2:]:
+        raise ValueError(f"accuracy: expected shape [..., N, T], received {shape}")
+    if not jnp.issubdtype(jnp.result_type(accuracy), jnp.floating):
+        raise TypeError(
+            f"accuracy: expected floating fractions, received "
+            f"{jnp.result_type(accuracy)}"
+        )
+    if _shape("tasks", tasks) != shape[-2:-1]:
+        raise ValueError(
+            f"tasks: expected shape {shape[-2:-1]}, a task for each evaluation, "
+            f"received {_shape('tasks', tasks)}"
+        )
+    if not jnp.issubdtype(jnp.result_type(tasks), jnp.integer):
+        raise TypeError(f"tasks: expected integers, received {jnp.result_type(tasks)}")
+    return jnp.asarray(accuracy), jnp.asarray(tasks)
+
+
 def check_labels(name: str, labels: types.PyTree, num_rows: int) -> jax.Array:
     """Checks what a function of rows returned as their classes, [num_rows] integers."""
     dtype = getattr(labels, "dtype", None)

@@ -148,6 +148,59 @@ def multi_head_cross_entropy(
     return optax.softmax_cross_entropy_with_integer_labels(masked_logits, labels)
 
 
+def asymmetric_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    is_replayed: types.Mask,
+    mask: types.Mask | None = None,
+) -> jax.Array:
+    """Cross-entropy of replayed rows over all outputs, of the others over their own.
+
+    A row that is not replayed competes with the classes of those rows only, so that
+    learning a new class does not push the old ones' outputs down (ER-ACE). The paper
+    adds the mean over the incoming rows to that over the replayed ones; `weigh_rows`
+    and `masked_mean` do either reduction.
+
+    Args:
+        logits: [B, Y] unnormalised log-probabilities of all Y classes.
+        labels: [B] integer classes in [0, Y).
+        is_replayed: [B] booleans, True for rows from a memory.
+        mask: [B] booleans, True = valid; the classes of other rows do not count. None
+            takes every row.
+
+    Returns:
+        [B] losses in nats. Those of incoming rows have zero gradient at the outputs of
+        classes that no incoming row has.
+
+    Raises:
+        ValueError: axes disagree.
+        TypeError: ``is_replayed`` or ``mask`` is not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> logits, labels = jnp.zeros((3, 4)), jnp.array([2, 3, 0])
+        >>> is_replayed = jnp.array([False, False, True])
+        >>> print(lm.losses.asymmetric_cross_entropy(logits, labels, is_replayed))
+        [0.6931472 0.6931472 1.3862944]
+
+    References:
+        Caccia et al. 2022, arXiv:2104.05025, equation 4.
+    """
+    checks.check_rows("(logits, labels, is_replayed)", (logits, labels, is_replayed))
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    is_replayed = checks.check_mask("is_replayed", is_replayed, labels.shape)
+    is_incoming = ~is_replayed
+    if mask is not None:
+        is_incoming &= checks.check_mask("mask", mask, labels.shape)
+    own = labels[:, None] == jnp.arange(logits.shape[-1])[None, :]
+    is_present = jnp.any(own & is_incoming[:, None], axis=0)
+    # A row's own class stays in, so that masked rows cannot overflow.
+    competes = is_replayed[:, None] | is_present[None, :] | own
+    kept = jnp.where(competes, logits, jnp.finfo(logits.dtype).min)
+    return optax.softmax_cross_entropy_with_integer_labels(kept, labels)
+
+
 def accuracy(
     logits: jax.Array, labels: jax.Array, mask: types.Mask | None = None
 ) -> jax.Array:

@@ -14,7 +14,7 @@ import lamaml_jax as lm
 MODULES = [f"lamaml_jax.{info.name}" for info in pkgutil.iter_modules(lm.__path__)]
 FUNCTIONS = [
     (owner, name)
-    for owner in (lm, lm.losses, lm.metrics, lm.diagnostics)
+    for owner in (lm, lm.losses, lm.metrics, lm.mixing, lm.diagnostics)
     for name, value in vars(owner).items()
     if inspect.isfunction(value) and not name.startswith("_")
     if value.__module__.startswith("lamaml_jax")

@@ -167,6 +167,61 @@ def test_rows_that_disagree_are_an_error(heads):
         losses.multi_head_cross_entropy(logits, labels[:4], tasks, 3)
 
 
+# Asymmetric cross-entropy: incoming rows of classes 1 and 3, replayed ones of 0 and 4.
+
+
+@pytest.fixture
+def asymmetric():
+    rng = np.random.default_rng(41)
+    labels, is_replayed = np.array([3, 0, 1, 4]), np.array([False, True, False, True])
+    return rng.normal(scale=2, size=(4, 5)), labels, is_replayed
+
+
+def cross_entropy_over(logits, label, classes):
+    terms = np.exp(logits[classes])
+    return np.log(terms.sum()) - logits[label]
+
+
+@pytest.mark.usefixtures("x64")
+def test_incoming_rows_compete_with_incoming_classes_and_replayed_with_all(asymmetric):
+    logits, labels, is_replayed = asymmetric
+    fn = jax.jit(losses.asymmetric_cross_entropy)
+    expected = [
+        cross_entropy_over(row, label, slice(None) if old else [1, 3])
+        for row, label, old in zip(*asymmetric, strict=True)
+    ]
+    # float64: one sum of five exponentials and a logarithm.
+    np.testing.assert_allclose(fn(*asymmetric), expected, rtol=1e-13)
+    grads = jax.grad(lambda x: fn(x, labels, is_replayed)[~is_replayed].sum())(logits)
+    assert not np.any(grads[:, [0, 2, 4]])
+    assert np.all(grads[~is_replayed][:, [1, 3]] != 0)
+
+
+def test_classes_of_masked_rows_do_not_compete(asymmetric):
+    logits, labels, is_replayed = asymmetric
+    mask = np.array([False, True, True, True])
+    found = losses.asymmetric_cross_entropy(logits, labels, is_replayed, mask)
+    # Class 1 is alone. The masked row has a loss of usual size: it cannot overflow.
+    assert found[2] == 0
+    assert 0 < found[0] < 20
+
+
+def test_replayed_rows_alone_have_plain_cross_entropy(asymmetric):
+    logits, labels, _ = map(jnp.asarray, asymmetric)
+    np.testing.assert_array_equal(
+        losses.asymmetric_cross_entropy(logits, labels, jnp.ones(4, bool)),
+        optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+    )
+
+
+def test_marks_of_replay_that_are_not_boolean_are_an_error(asymmetric):
+    logits, labels, is_replayed = asymmetric
+    with pytest.raises(TypeError, match="is_replayed: expected a boolean array"):
+        losses.asymmetric_cross_entropy(logits, labels, is_replayed.astype(int))
+    with pytest.raises(ValueError, match="expected leading axes"):
+        losses.asymmetric_cross_entropy(logits, labels[:2], is_replayed)
+
+
 def test_accuracy_counts_valid_hits():
     logits = jnp.array([[2.0, 1.0], [0.0, 1.0], [5.0, 1.0], [0.0, 3.0]])
     labels = jnp.array([0, 0, 0, 1])

@@ -22,6 +22,7 @@ MASK = np.array([True, False, True, True])
 TASKS = {"x": NUMBERS.reshape(2, 2, 2), "y": np.array([[0, 1], [1, 0]])}
 LOGITS = NUMBERS.reshape(2, 4)
 ACCURACY = np.array([[0.9, 0.2], [0.6, 0.8]])
+ALONG = ACCURACY, np.array([0, 1])
 GRADS = lm.MetaParams({"w": NUMBERS * 9}, {"w": NUMBERS})
 EXAMPLE = {"x": NUMBERS[:2], "y": np.arange(2)[0]}
 MEMORIES = {
@@ -71,6 +72,10 @@ FUNCTIONS = {
         lambda *args: lm.losses.multi_head_cross_entropy(*args, 2),
         (LOGITS, np.array([1, 2]), np.array([0, 1])),
     ),
+    "asymmetric_cross_entropy": (
+        lm.losses.asymmetric_cross_entropy,
+        (LOGITS, np.array([1, 2]), np.array([True, False]), np.array([True, True])),
+    ),
     "accuracy": (
         lm.losses.accuracy,
         (LOGITS, np.array([3, 0]), np.array([True, True])),
@@ -82,6 +87,22 @@ FUNCTIONS = {
         (ACCURACY,),
     ),
     "forward_transfer": (lm.metrics.forward_transfer, (ACCURACY, ACCURACY[0])),
+    "forgetting": (lm.metrics.forgetting, (ACCURACY,)),
+    "anytime_accuracy": (lm.metrics.anytime_accuracy, ALONG),
+    "average_anytime_accuracy": (lm.metrics.average_anytime_accuracy, ALONG),
+    "minimum_accuracy": (lm.metrics.minimum_accuracy, ALONG),
+    "worst_case_accuracy": (lm.metrics.worst_case_accuracy, ALONG),
+    "stability_gap": (lm.metrics.stability_gap, ALONG),
+    "min_norm_weights": (
+        lm.mixing.min_norm_weights,
+        (NUMBERS.reshape(4, 2), MASK),
+    ),
+    "soft_maximum_value_and_grad": (
+        lambda *args: lm.mixing.soft_maximum_value_and_grad(
+            loss_fn, *args, temperature=0.5
+        ),
+        ({"w": NUMBERS.reshape(4, 2)}, ROWS, MASK),
+    ),
     "task_gradients": (
         lambda *args: lm.diagnostics.task_gradients(loss_fn, *args),
         (WEIGHTS, TASKS, MASK.reshape(2, 2)),
@@ -145,7 +166,7 @@ def test_numpy_arguments_give_what_jax_arrays_give(name, way):
 
 def test_every_public_function_that_takes_arrays_is_here():
     named = {"split_support", "join_replay", "clip_meta_grads", "gradient_variance"}
-    for module in (lm.losses, lm.metrics, lm.diagnostics):
+    for module in (lm.losses, lm.metrics, lm.mixing, lm.diagnostics):
         named |= {
             name
             for name, value in vars(module).items()

@@ -10,7 +10,7 @@ from experiments.figures.accuracy import bars, curves, evaluated, matrices
 from experiments.figures.common import DPI, RC, WIDTH_IN, Entry
 from experiments.figures.compute import compute
 from experiments.figures.scaling import scaling
-from experiments.figures.training import alignment, probes, step_sizes
+from experiments.figures.training import alignment, anytime, probes, step_sizes
 
 __all__ = [
     "DPI",
@@ -19,6 +19,7 @@ __all__ = [
     "WIDTH_IN",
     "Entry",
     "alignment",
+    "anytime",
     "bars",
     "compute",
     "curves",
@@ -34,6 +35,7 @@ __all__ = [
 KINDS: dict[str, Callable[[str, Sequence[Entry]], Any | None]] = {
     "bars": bars,
     "curves": curves,
+    "anytime": anytime,
     "tasks": matrices,
     "probes": probes,
     "step-sizes": step_sizes,

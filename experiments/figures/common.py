@@ -45,7 +45,8 @@ class Entry(NamedTuple):
     published: tuple[Published, ...]
     measures: Mapping[str, np.ndarray] = {}
     """What was measured along the run, of the same seeds: ``probe_*``,
-    ``step_size_quantiles``, ``task_alignment``, ``alignment_after``."""
+    ``step_size_quantiles``, ``task_alignment``, ``alignment_after``,
+    ``anytime_accuracy``, ``anytime_after``."""
     leaves: tuple[str, ...] = ()
     """Names of the leaves that have step sizes."""
     gradient_evaluations: float | None = None

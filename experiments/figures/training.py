@@ -1,11 +1,11 @@
-"""What happens along a run: fast and slow weights, step sizes, alignment."""
+"""What happens along a run: anytime accuracy, fast weights, step sizes, alignment."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.figures.common import Entry, figure, task_ticks, wrap
+from experiments.figures.common import LINES, Entry, figure, task_ticks, wrap
 
 
 def _band(axes: Any, x: np.ndarray, values: np.ndarray, **line: Any) -> None:
@@ -17,6 +17,52 @@ def _band(axes: Any, x: np.ndarray, values: np.ndarray, **line: Any) -> None:
         axes.fill_between(
             x, mean - sd, mean + sd, color=line["color"], alpha=0.15, lw=0
         )
+
+
+def anytime(title: str, entries: Sequence[Entry]) -> Any | None:
+    """Draws the accuracy on all classes seen so far, along the stream.
+
+    Args:
+        title: the benchmark.
+        entries: its runs; those that were not evaluated within tasks are left out.
+
+    Returns:
+        A matplotlib figure, mean over seeds and a band of one sd, or None if no run was
+        evaluated within tasks.
+    """
+    entries = [entry for entry in entries if "anytime_accuracy" in entry.measures]
+    if not entries:
+        return None
+    page = figure(3.2)
+    axes = page.subplots()
+    num_tasks = entries[0].accuracy.shape[-1]
+    for end in range(1, num_tasks):
+        axes.axvline(end, color="0.9", linewidth=0.7, zorder=0)
+    for entry in entries:
+        accuracy, after = (
+            entry.measures[f"anytime_{name}"] for name in ("accuracy", "after")
+        )
+        curve = [accuracy[:, t, :, : t + 1].mean(axis=2) for t in range(num_tasks)]
+        x = [t + after / after[-1] for t in range(num_tasks)]
+        _band(
+            axes,
+            np.concatenate(x),
+            100 * np.concatenate(curve, axis=1),
+            color=entry.style.color,
+            linestyle=LINES[entry.variant % len(LINES)],
+            marker=entry.style.marker,
+            markevery=len(after),
+            markersize=3,
+            linewidth=1.0,
+            label=wrap(entry.label),
+        )
+    axes.set_xticks(task_ticks(num_tasks))
+    axes.set_xlabel("tasks shown")
+    axes.set_ylabel("accuracy on the classes seen (%)")
+    axes.set_ylim(bottom=0)
+    page.legend(loc="outside right center")
+    page.suptitle(f"{title}: anytime accuracy", fontsize=9)
+    return page
 
 
 def probes(title: str, entries: Sequence[Entry]) -> Any | None:

@@ -47,6 +47,8 @@ class Method(NamedTuple):
     hyper: Hyperparameters | None = None
     """What it is told on every benchmark, of a person's own method; of others
     ``presets`` has it, by benchmark."""
+    needs_one_head: bool = False
+    """It is about the outputs of all classes, not about heads masked by task."""
 
 
 METHODS: dict[str, Method] = {
@@ -57,6 +59,7 @@ METHODS: dict[str, Method] = {
     "vrmcl": Method(lookahead.vrmcl, lookahead.vrmcl_cost),
     "oml": Method(lookahead.oml, lookahead.cost),
     "er": Method(replay.er, replay.cost),
+    "er_ace": Method(replay.er_ace, replay.cost, needs_one_head=True),
     "derpp": Method(derpp.derpp, derpp.cost),
     "mer": Method(mer.mer, mer.cost),
     "gem": Method(episodic.gem, episodic.cost, needs_tasks=True),
@@ -188,6 +191,11 @@ def check_setting(name: str, *, task_aware: bool, own_classes: bool) -> None:
         raise UserError(
             f"method {name!r} needs task ids, which the task-agnostic setting does not "
             "give; choose --setting aware or another method"
+        )
+    if method.needs_one_head and task_aware and own_classes:
+        raise UserError(
+            f"method {name!r} needs one head over all classes, and in the task-aware "
+            "setting each task has a head of its own here; choose --setting agnostic"
         )
     if method.needs_own_classes and not own_classes:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Plain gradient descent on the stream: with replay (ER) and without (Online)."""
+"""Plain gradient descent on the stream: with replay (ER, ER-ACE) and without."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,10 +49,18 @@ def make_update(
         The optimiser and ``update(weights, opt_state, rows, mask) -> weights,
         opt_state, info``.
     """
-    tx = clipped_sgd(hyper)
 
     def mean_loss(weights, rows, mask):
         return lm.losses.masked_mean(loss_fn(weights, rows), mask)
+
+    return _make_descent(mean_loss, hyper)
+
+
+def _make_descent(
+    mean_loss: Callable[..., jax.Array], hyper: Hyperparameters
+) -> tuple[optax.GradientTransformation, Callable]:
+    """Builds the step of ``make_update`` on ``mean_loss(weights, rows, mask)``."""
+    tx = clipped_sgd(hyper)
 
     def update(weights, opt_state, rows, mask):
         loss, grads = jax.value_and_grad(mean_loss)(weights, rows, mask)
@@ -64,13 +72,16 @@ def make_update(
 
 
 def _sgd_learner(
-    problem: Problem, hyper: Hyperparameters, reservoir: lm.Reservoir | None
+    step: tuple[optax.GradientTransformation, Callable],
+    hyper: Hyperparameters,
+    reservoir: lm.Reservoir | None,
 ) -> lm.Learner:
     """Descends on incoming plus replayed rows, ``glances`` times per batch.
 
-    Rows are offered to the reservoir after the last glance, as published.
+    Rows are offered to the reservoir after the last glance, as published. Of the rows
+    that ``step`` is given, the replayed ones come first.
     """
-    tx, update = make_update(problem.loss_fn, hyper)
+    tx, update = step
 
     def init(key: lm.Key, weights: lm.Params) -> SgdState:
         del key
@@ -131,7 +142,32 @@ def er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     reservoir = lm.make_reservoir(
         hyper.capacity, problem.example, acceptance=hyper.acceptance
     )
-    return _sgd_learner(problem, hyper, reservoir)
+    return _sgd_learner(make_update(problem.loss_fn, hyper), hyper, reservoir)
+
+
+def er_ace(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """ER-ACE: ER whose incoming rows compete with the classes of the batch only.
+
+    The loss is the mean over the incoming rows of their cross-entropy over the classes
+    in the batch, plus the mean over the replayed rows of theirs over all classes.
+
+    References:
+        Caccia et al. 2022, arXiv:2104.05025, equation 4.
+    """
+    reservoir = lm.make_reservoir(
+        hyper.capacity, problem.example, acceptance=hyper.acceptance
+    )
+
+    def mean_loss(weights, rows, mask):
+        logits = problem.logits_fn(weights, rows["image"])
+        is_replayed = jnp.arange(mask.shape[0]) < hyper.replay_size
+        losses = lm.losses.asymmetric_cross_entropy(
+            logits, rows["label"], is_replayed, mask
+        )
+        parts = (mask & part for part in (is_replayed, ~is_replayed))
+        return sum(lm.losses.masked_mean(losses, part) for part in parts)
+
+    return _sgd_learner(_make_descent(mean_loss, hyper), hyper, reservoir)
 
 
 def online(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
@@ -140,7 +176,7 @@ def online(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Gupta et al. 2020, arXiv:2007.13904, a baseline.
     """
-    return _sgd_learner(problem, hyper, None)
+    return _sgd_learner(make_update(problem.loss_fn, hyper), hyper, None)
 
 
 def iid(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
@@ -151,4 +187,4 @@ def iid(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Gupta et al. 2020, arXiv:2007.13904, a baseline.
     """
-    return _sgd_learner(problem, hyper, None)
+    return _sgd_learner(make_update(problem.loss_fn, hyper), hyper, None)

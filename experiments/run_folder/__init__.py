@@ -5,6 +5,7 @@ marks the run complete. Accuracies are fractions, NaN (null in JSON) where not k
 """
 
 from experiments.run_folder.layout import (
+    ANYTIME_METRICS,
     CHECKPOINTS,
     FORMAT_VERSION,
     METRICS,
@@ -32,6 +33,7 @@ from experiments.run_folder.writing import (
 )
 
 __all__ = [
+    "ANYTIME_METRICS",
     "CHECKPOINTS",
     "FORMAT_VERSION",
     "METRICS",

@@ -9,6 +9,8 @@ METRICS = (
     "learning_accuracy",
     "forward_transfer",
 )
+ANYTIME_METRICS = ("average_anytime_accuracy", "worst_case_accuracy")
+"""Of runs that were evaluated within tasks."""
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 EVALUATIONS, ARRAYS = "evaluations.jsonl", "arrays.npz"
 CHECKPOINTS = "checkpoints"
@@ -44,4 +46,7 @@ DEFAULTS = {
     "evaluate_on": "test",
     "network": "published",
     "presets_from": None,
+    "is_online": False,
+    "anytime_every": None,
+    "anytime_rows": None,
 }

@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.run_folder import layout
 from experiments.run_folder.layout import (
+    ANYTIME_METRICS,
     FORMAT_VERSION,
     METRICS,
     NothingToReportError,
@@ -35,6 +36,7 @@ _MEASURES = (
     },
     {"step_size_quantiles": ("S", "T+1", "L", "5")},
     {"alignment_after": ("E",), "task_alignment": ("S", "E", "T", "T")},
+    {"anytime_after": ("G",), "anytime_accuracy": ("S", "T", "G", "T")},
 )
 
 
@@ -51,7 +53,8 @@ class Run(NamedTuple):
     seeds: np.ndarray
     """[S] integers."""
     summary: dict[str, Any]
-    """As stored, except that the lists named in ``METRICS`` are arrays [S]."""
+    """As stored, except that the lists named in ``METRICS``, and in ``ANYTIME_METRICS``
+    if there are any, are arrays [S]."""
     arrays: dict[str, np.ndarray]
     """Everything in arrays.npz, the three above included."""
 
@@ -195,7 +198,7 @@ def _check_measures(
                     layout.ARRAYS,
                     f"has {name} of shape {shape}, expected [{expected}]",
                 )
-            if array.dtype.kind != ("i" if axes in (("P",), ("E",)) else "f"):
+            if array.dtype.kind != ("i" if axes in (("P",), ("E",), ("G",)) else "f"):
                 raise _bad(folder, layout.ARRAYS, f"has {name} of dtype {array.dtype}")
 
 
@@ -209,11 +212,27 @@ def _recomputed(accuracy: np.ndarray, initial: np.ndarray) -> dict[str, np.ndarr
     return dict(zip(METRICS, (*figures, gain), strict=True))
 
 
+def _recomputed_anytime(accuracy: np.ndarray) -> dict[str, np.ndarray]:
+    """Computes ``ANYTIME_METRICS`` of accuracies [S, T, G, T], [S] each."""
+    accuracy = accuracy.astype(np.float64)
+    count = accuracy.shape[1]
+    curve = [accuracy[:, t, :, : t + 1].mean(axis=2) for t in range(count)]
+    least = [
+        accuracy[:, t + 1 :, :, t].min(axis=(1, 2), initial=np.inf)
+        for t in range(count - 1)
+    ]
+    worst = sum([accuracy[:, -1, -1, -1], *least]) / count
+    figures = np.stack(curve).mean(axis=(0, 2)), worst
+    return dict(zip(ANYTIME_METRICS, figures, strict=True))
+
+
 def _read_summary(
     folder: Path, config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     summary = _read_json(folder, layout.SUMMARY)
     expected = _recomputed(arrays["accuracy"], arrays["initial_accuracy"])
+    if "anytime_accuracy" in arrays:
+        expected |= _recomputed_anytime(arrays["anytime_accuracy"])
     for name, values in expected.items():
         try:
             stored = np.array(summary.get(name), np.float64)  # None becomes NaN

@@ -49,6 +49,13 @@ def hyper_of(name, **overrides):
     return hyper
 
 
+def learner_of(name, **overrides):
+    """On the problem, whose one task has all classes; heads are not masked by task."""
+    shares_classes = methods.METHODS[name].needs_one_head
+    problem = PROBLEM._replace(classes_per_task=None) if shares_classes else PROBLEM
+    return methods.make_learner(name, problem, hyper_of(name, **overrides))
+
+
 WITH_RESERVOIR = [
     name
     for name, preset in presets.OFFICIAL["fashion-mnist-split", "single"].items()
@@ -69,7 +76,7 @@ def stream(key, num_batches=30, batch_size=10):
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_method_learns_a_linear_problem(name):
-    learner = methods.make_learner(name, PROBLEM, hyper_of(name))
+    learner = learner_of(name)
     data_key, run_key = jax.random.split(jax.random.key(3))
     batches = stream(data_key)
     state = learner.init(jax.random.key(4), weights())
@@ -88,7 +95,7 @@ def test_method_learns_a_linear_problem(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_masked_rows_change_nothing(name):
-    learner = methods.make_learner(name, PROBLEM, hyper_of(name))
+    learner = learner_of(name)
     batch = jax.tree.map(lambda x: x[0], stream(jax.random.key(5)))
     other = batch | {"image": batch["image"].at[7:].set(9.0)}
     mask = jnp.arange(10) < 7
@@ -116,7 +123,7 @@ def test_er_offers_rows_once_and_only_if_remembered():
 def test_replay_writes_in_place(name):
     """The cost of a batch must not grow with the capacity."""
     capacity = 20_000
-    learner = methods.make_learner(name, PROBLEM, hyper_of(name, capacity=capacity))
+    learner = learner_of(name, capacity=capacity)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(learner.init, key, weights())
     batches = jax.eval_shape(lambda: stream(jax.random.key(0)))

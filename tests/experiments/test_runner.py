@@ -91,8 +91,10 @@ def test_training_equals_a_plain_loop_over_batches(results):
     state = fns.init(jnp.int32(2))
     train_task, evaluate = jax.jit(fns.train_task), jax.jit(fns.evaluate)
     for task in range(3):
-        state, _, bad = train_task(shared, stream, jnp.int32(2), state, True, task)
-        assert bad == -1
+        state, _, bad, anytime = train_task(
+            shared, stream, jnp.int32(2), state, True, task
+        )
+        assert bad == -1 and anytime is None
         accuracy, _ = evaluate(shared, stream, state.weights, jnp.ones(3, bool))
         np.testing.assert_array_equal(accuracy, results[task + 1].accuracy[2])
 
