@@ -245,7 +245,7 @@ def test_online_benchmarks_are_agnostic_unless_told_otherwise():
         ({"probes": True}, "anytime_every: not with --probes"),
         ({"anytime_every": 101}, "anytime_every: expected 1 to 100, received 101"),
         ({"anytime_rows": 0}, "anytime_rows: expected 1 to"),
-        ({"network": "resnet"}, "network: expected one of published, reduced-resnet18"),
+        ({"network": "resnet"}, "choose one of: published, reduced-resnet18"),
         ({"method": ["gem"]}, "method 'gem' needs task ids"),
     ],
 )
