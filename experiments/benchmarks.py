@@ -1,6 +1,7 @@
 """Named benchmarks as data: source, stream, model and protocol."""
 
 import dataclasses
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from experiments import registry
 from experiments.data import own_streams, sources, streams
 from experiments.errors import UserError
 from experiments.suggestions import did_you_mean
+from experiments.values import checked
 
 STREAMS = {
     "rotations": streams.rotation_stream,
@@ -258,8 +260,10 @@ def register(
         num_tasks, rows_per_task = num_tasks or shape[0], rows_per_task or shape[1]
         draw_own = own_streams.same_for_all(stream)
     else:
-        draw_own = stream
+        draw_own = None if isinstance(stream, str) else stream
     kind = stream if isinstance(stream, str) else name
+    if kind == name and name in (*STREAMS, SPLIT):
+        raise UserError(f"{name}: is the name of a stream that there is")
     if isinstance(stream, str) and stream not in (known := (*STREAMS, SPLIT)):
         raise UserError(
             f"{name}: stream: expected one of {', '.join(known)}, received {stream!r}"
@@ -268,21 +272,15 @@ def register(
         raise UserError(f"{name}: classes_per_task: expected for a split")
     if num_tasks is None or rows_per_task is None:
         raise UserError(f"{name}: num_tasks, rows_per_task: expected whole numbers")
-    tuples = {key: tuple(v) for key, v in fields.items() if isinstance(v, list)}
-    try:
-        made = Benchmark(
-            name,
-            source,
-            kind,
-            num_tasks=num_tasks,
-            rows_per_task=rows_per_task,
-            description=description,
-            **fields | tuples,
-        )
-    except TypeError as error:
-        raise UserError(f"{name}: {error}") from error
+    fields |= {"num_tasks": num_tasks, "rows_per_task": rows_per_task}
+    hints = typing.get_type_hints(Benchmark)
+    for key, value in fields.items():
+        if key not in hints:
+            raise UserError(f"{name}: unknown field {key!r}{did_you_mean(key, hints)}")
+        fields[key] = checked(f"{name}: {key}", hints[key], value)
+    made = Benchmark(name, source, kind, description=description, **fields)
     registry.add(BENCHMARKS, "benchmark", name, made)
-    if not isinstance(stream, str):
+    if draw_own is not None:
         _OWN_STREAMS[name] = draw_own
     if not isinstance(data, str):
         sources.register(name, data if callable(data) else lambda: data)

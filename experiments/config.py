@@ -190,10 +190,6 @@ def check_config(config: RunConfig) -> None:
         "setting": (config.setting, SETTINGS),
         "precision": (config.precision, PRECISIONS),
         "evaluate_on": (config.evaluate_on, PARTS),
-        "network": (
-            benchmark.network,
-            (benchmarks.PUBLISHED, benchmarks.REDUCED_RESNET),
-        ),
         "initializer": (hyper.initializer, INITIALIZERS),
         "grain": (hyper.grain or GRAINS[0], GRAINS),
         "memory": (hyper.memory or MEMORIES[0], MEMORIES),

@@ -203,7 +203,7 @@ class NetworkForm(NamedTuple):
     """What a network is built for."""
 
     image_shape: tuple[int, ...]
-    """Of one row: [H, W, C] of an image, grey ones too, or as the data set has it."""
+    """Of one row: [H, W, 1] where the data set has [H, W], else as it has it."""
     num_classes: int
     """Y, outputs."""
     hidden: tuple[int, ...] = ()
@@ -383,7 +383,8 @@ def from_nnx(make: Callable[..., Any]) -> Callable[[NetworkForm], Pair]:
     from flax import nnx
 
     def parts(form: NetworkForm, key: lm.Key) -> tuple[Any, Any, Any]:
-        return nnx.split(make(form, nnx.Rngs(key)), nnx.Param, ...)
+        graph, weights, rest = nnx.split(make(form, nnx.Rngs(key)), nnx.Param, ...)
+        return graph, weights, rest
 
     def build_pair(form: NetworkForm) -> Pair:
         def apply(weights: lm.Params, images: jax.Array) -> jax.Array:

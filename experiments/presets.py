@@ -379,7 +379,8 @@ def taken_from(benchmark: str, method: str, passes: str = "single") -> str | Non
     """Names the benchmark whose presets a method takes on another that has none.
 
     It is the nearest one with the same kind of stream: a stream of a person's own kind
-    is a split where tasks have classes of their own, else of any other kind.
+    is a split where tasks have classes of their own, else of any other kind. Online
+    benchmarks are near to online ones only.
 
     Args:
         benchmark: name of a benchmark.
@@ -400,6 +401,8 @@ def taken_from(benchmark: str, method: str, passes: str = "single") -> str | Non
 
     def fits(name: str) -> bool:
         stream = BENCHMARKS[name].stream
+        if BENCHMARKS[name].is_online != asked.is_online:
+            return False
         if asked.stream in {BENCHMARKS[b].stream for b, _ in OFFICIAL}:
             return stream == asked.stream
         return (stream in STREAMS) == (asked.classes_per_task is None)

@@ -24,13 +24,20 @@ def same_for_all(stream: Stream) -> StreamFn:
         A function that takes its first tasks and rows.
     """
 
-    def draw(seed: Seed, source: Source, **sizes: object) -> Stream:
+    def draw(
+        seed: Seed,
+        source: Source,
+        *,
+        num_tasks: int,
+        rows_per_task: int,
+        map_seed: Seed | None = None,
+    ) -> Stream:
+        del source, map_seed
         if isinstance(seed, tuple):
             raise ValueError(
                 "stream: an order of your own has no validation tasks, which a sweep "
                 "needs; give a function of the data set instead"
             )
-        num_tasks, rows_per_task = sizes["num_tasks"], sizes["rows_per_task"]
         most = np.shape(stream.rows)
         if len(most) != 2 or num_tasks > most[0] or rows_per_task > most[1]:
             raise ValueError(
@@ -74,7 +81,9 @@ def checked(
     if not isinstance(stream, Stream):
         raise ValueError(f"stream: expected a Stream, received {type(stream).__name__}")
     num_pixels = int(np.prod(source.train_images.shape[1:]))
-    num_tested = np.shape(stream.test_rows)[-1:] or (0,)
+    num_tested = (0,)
+    if stream.test_rows is not None:
+        num_tested = np.shape(stream.test_rows)[-1:] or (0,)
     forms = {
         "rows": ((num_tasks, rows_per_task), len(source.train_labels)),
         "pixel_map": ((num_tasks, num_pixels), num_pixels + 1),
