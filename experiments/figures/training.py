@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.figures.common import LINES, Entry, figure, task_ticks, wrap
+from experiments.styles import MIXED
 
 
 def _band(axes: Any, x: np.ndarray, values: np.ndarray, **line: Any) -> None:
@@ -28,7 +29,8 @@ def anytime(title: str, entries: Sequence[Entry]) -> Any | None:
 
     Returns:
         A matplotlib figure, mean over seeds and a band of one sd, or None if no run was
-        evaluated within tasks.
+        evaluated within tasks. A method that sees all tasks mixed is a level line, its
+        accuracy at the end.
     """
     entries = [entry for entry in entries if "anytime_accuracy" in entry.measures]
     if not entries:
@@ -39,6 +41,15 @@ def anytime(title: str, entries: Sequence[Entry]) -> Any | None:
     for end in range(1, num_tasks):
         axes.axvline(end, color="0.9", linewidth=0.7, zorder=0)
     for entry in entries:
+        if entry.method in MIXED:
+            axes.axhline(
+                entry.retained_accuracy.mean(),
+                color=entry.style.color,
+                linestyle="--",
+                linewidth=1.0,
+                label=wrap(f"{entry.label}, at the end"),
+            )
+            continue
         accuracy, after = (
             entry.measures[f"anytime_{name}"] for name in ("accuracy", "after")
         )
