@@ -38,8 +38,8 @@ _NOTE = (
     "seeds: together; times are per meta-update of one seed, ratio the median over "
     "rounds of a row's time over that of lamaml_jax at one seed, which takes turns "
     "with each row by itself; its own times are those beside the first. The peer's "
-    "rows are turned or cropped beforehand, ours in the loop. Products are full float32 "
-    "in both. "
+    "rows are turned or cropped beforehand, ours in the loop. Products are full "
+    "float32 in both. "
     f"difference: weights and step sizes against ours after {_CHAIN} meta-updates on "
     "the same rows, over the distance moved."
 )
