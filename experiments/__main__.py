@@ -861,16 +861,21 @@ def bench(
     chosen = benchmarks.get_benchmark(benchmark)
     sources.check_source(chosen.source, data_dir)
     start_jax(devices, cache=False)
-    settings = Settings(chosen, data_dir, rounds, quick)
     if json_file is not None and json_file.exists():
         benching.read(json_file)  # a file that is none of ours stops this at once
     for name in dict.fromkeys(names):
         environment = session.environment()
+
+        def keep(results, name=name, environment=environment):
+            if json_file is not None:
+                record = benching.Record(environment, results)
+                benching.write(json_file, {name: record})
+
+        settings = Settings(chosen, data_dir, rounds, quick, keep)
         with console.status(f"measuring {name}"):
             results = benching.measure(name, settings)
         benching.show(results, console)
-        if json_file is not None:
-            benching.write(json_file, {name: benching.Record(environment, results)})
+        keep(results)
 
 
 def _fail(message: str) -> None:

@@ -16,6 +16,7 @@ from lamaml_jax import checks, inner, inner_step, losses, recursion, scans, type
 OBJECTIVES = ("mean", "last")
 INNER_AD_MODES = ("reverse", "forward_over_reverse")
 _CACHED_BYTES = 2**20
+_SECOND_ORDER_UNROLL = 5
 
 
 def _meta_loss(
@@ -97,15 +98,20 @@ def _cosine(first: types.Params, second: types.Params) -> jax.Array:
 def _default_unroll(weights: types.Params, num_steps: int, first_order: bool) -> int:
     """How many steps are unrolled, by ``python -m experiments bench``.
 
+    In second order the way back takes each inner gradient again. Without a loop between
+    the two ways XLA finds it at hand, which takes a fifth to a third off where weights
+    stay in a cache, and adds a seventh where they do not. It keeps the activations of
+    all steps unrolled, so these are few.
+
     In first order a pass over the weights for each sum and step costs as much as their
     products where these are small. Unrolled, XLA adds up several gradients in one pass,
     and without a loop copies nothing; but all of them wait until then, and fall out of
     the cache if they are too many or too large. A number that does not divide the steps
     would have the support copied in two parts.
     """
-    if not first_order:
-        return 1
     is_cached = sum(leaf.nbytes for leaf in jax.tree.leaves(weights)) <= _CACHED_BYTES
+    if not first_order:
+        return num_steps if is_cached and num_steps <= _SECOND_ORDER_UNROLL else 1
     if num_steps <= (10 if is_cached else 5):
         return num_steps
     return max(n for n in range(1, 6 if is_cached else 2) if num_steps % n == 0)
@@ -162,8 +168,9 @@ def meta_value_and_grad(
             step once more; False differentiates the definition and keeps every
             activation.
         unroll: steps unrolled in one iteration of the scan; None for what was
-            measured to be fastest: 1, but in first order as many as 10 for weights
-            that stay in a cache, because their sums are then added up together.
+            measured to be fastest: 1, but for weights that stay in a cache all of at
+            most 5 in second order, and in first order as many as 10, because their
+            sums are then added up together. 1 needs least memory.
 
     Returns:
         ``fn(params, support, query, support_mask=None, query_mask=None, *,

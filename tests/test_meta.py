@@ -472,8 +472,8 @@ def test_head_only_adaptation_equals_the_numpy_reference(x64, first_order, inner
 # Memory -----------------------------------------------------------------------------
 
 
-def temporary_bytes(num_steps, hidden=200, **options):
-    """Compiled temporary memory of a meta-gradient, and the size of its weights."""
+def lowered(num_steps, hidden=200, **options):
+    """A meta-gradient as XLA is given it, and the size of its weights."""
     weights = {"w": jnp.ones((300, hidden)), "v": jnp.ones((hidden, 300))}
 
     def loss_fn(weights, batch):
@@ -483,9 +483,23 @@ def temporary_bytes(num_steps, hidden=200, **options):
     params = lm.MetaParams(weights, jax.tree.map(lambda w: 1e-3 * w, weights))
     support, query = jnp.ones((num_steps, 1, 300)), jnp.ones((20, 300))
     fn = jax.jit(lm.meta_value_and_grad(loss_fn, **options))
-    compiled = fn.lower(params, support, query).compile()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
-    return compiled.memory_analysis().temp_size_in_bytes, size
+    return fn.lower(params, support, query), size
+
+
+def temporary_bytes(num_steps, hidden=200, **options):
+    """Compiled temporary memory of a meta-gradient, and the size of its weights."""
+    program, size = lowered(num_steps, hidden, **options)
+    return program.compile().memory_analysis().temp_size_in_bytes, size
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "hidden", "num_loops"), [(5, 400, 0), (6, 400, 2), (5, 500, 2)]
+)
+def test_few_steps_of_small_weights_have_no_loop(num_steps, hidden, num_loops):
+    """300 x 400 x 2 numbers are below 1 MiB, 300 x 500 x 2 above."""
+    program, _ = lowered(num_steps, hidden)
+    assert program.as_text().count("stablehlo.while") == num_loops
 
 
 @pytest.mark.parametrize("inner_ad", ["reverse", "forward_over_reverse"])

@@ -9,7 +9,7 @@ import functools
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from experiments.hyperparameters import Hyperparameters
 
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(weights [P] or [K, P], images, labels) -> gradient``, of the mean loss."""
-Update = Callable[..., tuple[Tensor, Tensor]]
+Update = Callable[..., tuple[Any, Any]]
 """``(weights, step_sizes, support, query) -> weights, step_sizes``."""
 
 
@@ -131,7 +131,7 @@ class Memory(NamedTuple):
     """A reservoir on the device; the count of rows offered is the host's."""
 
     images: Tensor
-    """[capacity, in]."""
+    """[capacity, ...]."""
     labels: Tensor
     """[capacity]."""
 
@@ -140,8 +140,9 @@ class Memory(NamedTuple):
 class Learner:
     """What a run changes as it goes."""
 
-    weights: Tensor
-    step_sizes: Tensor
+    weights: Any
+    """As the update takes them, and so are the step sizes."""
+    step_sizes: Any
     memory: Memory
     generator: torch.Generator
     """Of shuffles and replayed rows, on the device."""
@@ -151,14 +152,18 @@ class Learner:
     """Rows offered to the memory."""
 
 
-def start(weights: Tensor, hyper: Hyperparameters, num_inputs: int) -> Learner:
-    """Returns a learner with an empty memory, on the device of the weights."""
-    device = weights.device
+def start(
+    weights: Any,
+    step_sizes: Any,
+    hyper: Hyperparameters,
+    shape: Sequence[int],
+    device: str,
+) -> Learner:
+    """Returns a learner with an empty memory of images of that shape."""
     memory = Memory(
-        torch.zeros(hyper.capacity, num_inputs, device=device),
+        torch.zeros(hyper.capacity, *shape, device=device),
         torch.zeros(hyper.capacity, dtype=torch.int64, device=device),
     )
-    step_sizes = torch.full_like(weights, hyper.step_size_init)
     generator = torch.Generator(device).manual_seed(0)
     return Learner(weights, step_sizes, memory, generator, random.Random(0))
 
@@ -189,7 +194,7 @@ def train_rows(
         learner: changed in place.
         update: from ``make_update``.
         hyper: sizes.
-        images: [N, B, in], N batches on the device.
+        images: [N, B, ...], N batches on the device.
         labels: [N, B].
 
     Returns:

@@ -13,18 +13,21 @@ import numpy as np
 import optax
 
 import lamaml_jax as lm
+from experiments import presets
 from experiments.bench import timing
 from experiments.bench.job import Job, shortened
 from experiments.bench.results import Result
 from experiments.bench.settings import Settings
+from experiments.benchmarks import Benchmark
 from experiments.errors import UserError
 from experiments.feeding import make_show
 from experiments.hyperparameters import Hyperparameters
-from experiments.models import Network
+from experiments.models import Network, convolve_by_matmul
 from experiments.train import make_problem
 
 _SEEDS = (10, 100)
-_QUICK_ROWS = 60
+_FEW_ROWS = 60
+"""Of a task, for a quick run, and where an update takes a part of a second."""
 _CHAIN = 5
 _TOLERANCE = 1e-4
 """Of the distance that a leaf's weights or step sizes have moved. Both sum up to 784
@@ -33,8 +36,10 @@ was 1.5e-6 on MNIST Rotations. The least of the faults tried, a slope of 1 where
 a step size has 0, makes it 1e-3; the others, 0.4 and more."""
 _NOTE = (
     "seeds: together; times are per meta-update of one seed, ratio the median over "
-    "rounds of a row's time over that of lamaml_jax at one seed. The peer's rows are "
-    "turned beforehand, ours in the loop. Products are full float32 in both. "
+    "rounds of a row's time over that of lamaml_jax at one seed, which takes turns "
+    "with each row by itself; its own times are those beside the first. The peer's "
+    "rows are turned or cropped beforehand, ours in the loop. Products are full "
+    "float32 in both. "
     f"difference: weights and step sizes against ours after {_CHAIN} meta-updates on "
     "the same rows, over the distance moved."
 )
@@ -48,7 +53,7 @@ class _Rows(NamedTuple):
     """The first task of the first seed's stream, as the network sees it."""
 
     images: np.ndarray
-    """float32 [N, B, D]."""
+    """float32 [N, B, D], or [N, B, H, W, C]."""
     labels: np.ndarray
     """int32 [N, B]."""
 
@@ -75,21 +80,31 @@ def _chain(rows: _Rows, inner_steps: int) -> Iterator[tuple[Any, Any]]:
 
 
 def _leaves(tree: Any) -> list[np.ndarray]:
-    """Matrix and bias of one layer after the other."""
+    """Kernel and bias of one layer after the other, convolutions first."""
     layers = tree["params"]
-    names = [f"Dense_{n}" for n in range(len(layers))]
-    return [np.asarray(layers[n][kind]) for n in names for kind in ("kernel", "bias")]
+    return [
+        np.asarray(layers[f"{layer}_{n}"][kind])
+        for layer in ("Conv", "Dense")
+        for n in range(sum(name.startswith(layer) for name in layers))
+        for kind in ("kernel", "bias")
+    ]
 
 
-def _vector(leaves: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([leaf.ravel() for leaf in leaves])
+def _network(job: Job) -> Network:
+    benchmark = job.config.benchmark
+    return Network(
+        benchmark.hidden,
+        job.inputs.form.num_classes,
+        benchmark.channels,
+        job.config.hyper.initializer,
+        convolve=convolve_by_matmul,
+    )
 
 
 def _our_chain(job: Job, weights: Any, rows: _Rows) -> tuple[Any, Any]:
     """Weights and step sizes after this library's meta-updates."""
-    hyper, benchmark = job.config.hyper, job.config.benchmark
-    model = Network(benchmark.hidden, job.inputs.form.num_classes)
-    problem = make_problem(job.config, job.inputs.form, model.apply)
+    hyper, per_task = job.config.hyper, job.config.benchmark.classes_per_task
+    problem = make_problem(job.config, job.inputs.form, _network(job).apply)
     tx = lm.lamaml(
         problem.loss_fn,
         step_size_init=hyper.step_size_init,
@@ -103,7 +118,11 @@ def _our_chain(job: Job, weights: Any, rows: _Rows) -> tuple[Any, Any]:
     )
     zeros, update = optax.tree.zeros_like(weights), jax.jit(tx.update)
     state = tx.init(weights)
-    as_batch = lambda x: {"image": jnp.asarray(x[0]), "label": jnp.asarray(x[1])}
+
+    def as_batch(rows):
+        batch = {"image": jnp.asarray(rows[0]), "label": jnp.asarray(rows[1])}
+        return batch | ({"task": batch["label"] // per_task} if per_task else {})
+
     for support, query in _chain(rows, hyper.inner_steps):
         data = {"support": as_batch(support), "query": as_batch(query)}
         updates, state = update(zeros, state, weights, **data)
@@ -127,9 +146,23 @@ def difference(
 class _Peer(NamedTuple):
     """One form of the PyTorch loop."""
 
-    train: Callable[[], None]
-    """The whole task once more, until the device is done."""
-    difference: float
+    name: str
+    train: Callable[[], None] | None
+    """The whole task once more, until the device is done; None if it failed."""
+    difference: float | None
+    failure: str = ""
+
+
+class _Held(NamedTuple):
+    """How PyTorch holds a network, and what moves it."""
+
+    put: Callable[[Sequence[np.ndarray]], Any]
+    """Leaves in the order of ``_leaves`` to what an update takes."""
+    take: Callable[[Any], list[np.ndarray]]
+    """And back."""
+    updates: dict[str, Callable[..., Any]]
+    """Forms of the meta-update by name, which all compute the same. Those that are
+    compiled come last, in the order of the time that it takes."""
 
 
 def _torch() -> Any:
@@ -145,7 +178,7 @@ def _torch() -> Any:
 def _updates(
     peer: Any, torch: Any, device: str, widths: Sequence[int], hyper: Hyperparameters
 ) -> dict[str, Callable[..., Any]]:
-    """Forms of the meta-update by name; all compute the same."""
+    """The forms of a perceptron's update."""
     plain = peer.make_gradient(widths)
     traced = peer.make_gradient(widths, traced=True)
     sums = {"": peer.looped_sums}
@@ -158,7 +191,7 @@ def _updates(
     updates = {f"torch{name}": make(plain, sums=form) for name, form in sums.items()}
     updates |= {
         f"torch.compile{name}": compiled(make(traced, sums=form))
-        for name, form in sums.items()
+        for name, form in reversed(sums.items())
     }
     if device == "cuda":
         graph = compiled(make(traced, sums=peer.batched_sums), mode="reduce-overhead")
@@ -171,10 +204,52 @@ def _updates(
     return updates
 
 
-def _make_peers(
-    job: Job, rows: _Rows, device: str
-) -> tuple[dict[str, _Peer], list[str]]:
-    """Builds and checks the PyTorch loops; also names those that cannot be compiled.
+def _perceptron(job: Job, torch: Any, device: str, begin: list[np.ndarray]) -> _Held:
+    from experiments.bench import peer_torch
+
+    form = job.inputs.form
+    widths = (*form.image_shape, *job.config.benchmark.hidden, form.num_classes)
+    ends = np.cumsum([leaf.size for leaf in begin])[:-1]
+
+    def put(leaves):
+        vector = np.concatenate([leaf.ravel() for leaf in leaves])
+        return torch.tensor(vector, device=device)
+
+    def take(vector):
+        parts = np.split(vector.cpu().numpy(), ends)
+        return [p.reshape(leaf.shape) for p, leaf in zip(parts, begin, strict=True)]
+
+    updates = _updates(peer_torch, torch, device, widths, job.config.hyper)
+    return _Held(put, take, updates)
+
+
+def _convolutional(job: Job, torch: Any, device: str) -> _Held:
+    from experiments.bench import peer_torch_images as peer
+
+    benchmark, hyper = job.config.benchmark, job.config.hyper
+    sizes = peer.Sizes(len(benchmark.channels), benchmark.classes_per_task)
+    turned = lambda x, axes: x.transpose(axes) if x.ndim == 4 else x
+
+    def put(leaves):
+        # [h, w, C, D] to [D, C, h, w]
+        leaves = (np.ascontiguousarray(turned(x, (3, 2, 0, 1))) for x in leaves)
+        return tuple(torch.tensor(x, device=device) for x in leaves)
+
+    def take(tensors):
+        return [turned(x.detach().cpu().numpy(), (2, 3, 1, 0)) for x in tensors]
+
+    plain, last = (peer.make_loss(sizes, channels_last=c) for c in (False, True))
+    compiled = functools.partial(torch.compile, dynamic=False)
+    updates = {
+        "torch": peer.make_update(plain, hyper),
+        "torch, channels last": peer.make_update(last, hyper),
+        "torch.compile": compiled(peer.make_update(plain, hyper, traced=True)),
+    }
+    return _Held(put, take, updates)
+
+
+def _make_peers(job: Job, rows: _Rows, device: str) -> Iterator[_Peer]:
+    """Builds and checks the PyTorch loops, each when it is asked for.
 
     Raises:
         UserError: PyTorch is missing.
@@ -184,26 +259,25 @@ def _make_peers(
     from experiments.bench import peer_torch as peer
 
     hyper, form = job.config.hyper, job.inputs.form
-    widths = (rows.images.shape[-1], *job.config.benchmark.hidden, form.num_classes)
-    model = Network(job.config.benchmark.hidden, form.num_classes)
-    weights = model.init(jax.random.key(0), jnp.zeros((1, widths[0])))
+    weights = _network(job).init(jax.random.key(0), jnp.zeros((1, *form.image_shape)))
     begin = _leaves(weights)
     rate = np.float32(hyper.step_size_init)
     starts = begin, [np.full_like(leaf, rate) for leaf in begin]
     ours = [_leaves(tree) for tree in _our_chain(job, weights, rows)]
-    ends = np.cumsum([leaf.size for leaf in begin])[:-1]
+    if job.config.benchmark.channels:
+        held = _convolutional(job, torch, device)
+    else:
+        held = _perceptron(job, torch, device, begin)
     put = lambda x: torch.tensor(x, device=device)
     as_rows = lambda x: (put(x[0]), put(x[1]).long())
 
     def check(name, update):
-        state = tuple(put(_vector(leaves)) for leaves in starts)
+        state = tuple(map(held.put, starts))
         for support, query in _chain(rows, hyper.inner_steps):
             state = update(*state, as_rows(support), as_rows(query))
-        found = [np.split(vector.cpu().numpy(), ends) for vector in state]
-        flat = [[leaf.ravel() for leaf in leaves] for leaves in (*starts, *ours)]
+        found = map(held.take, state)
         value = max(
-            difference(s, e, r)
-            for s, e, r in zip(flat[:2], flat[2:], found, strict=True)
+            difference(s, e, r) for s, e, r in zip(starts, ours, found, strict=True)
         )
         if not value <= _TOLERANCE:
             raise DisagreementError(
@@ -214,25 +288,23 @@ def _make_peers(
         return value
 
     all_rows = as_rows(rows)
-    updates = _updates(peer, torch, device, widths, hyper)
     # Every loop starts with replay at hand, so that its queries have one shape.
-    filled = peer.start(put(_vector(begin)), hyper, widths[0])
-    peer.train_rows(filled, updates["torch"], hyper, *(x[:1] for x in all_rows))
+    filled = peer.start(*map(held.put, starts), hyper, form.image_shape, device)
+    peer.train_rows(filled, held.updates["torch"], hyper, *(x[:1] for x in all_rows))
 
     def train(learner, update):
         peer.train_rows(learner, update, hyper, *all_rows)
         if device == "cuda":
             torch.cuda.synchronize()
 
-    peers, failed = {}, []
-    for name, update in updates.items():
+    for name, update in held.updates.items():
         learner = copy.copy(filled)
         learner.memory = type(filled.memory)(*(x.clone() for x in filled.memory))
         learner.generator = torch.Generator(device).manual_seed(1)
         learner.random = copy.copy(filled.random)
         form = functools.partial(train, learner, update)
         try:
-            peers[name] = _Peer(form, check(name, update))
+            made = _Peer(name, form, check(name, update))
             form()
         except DisagreementError:
             raise
@@ -240,9 +312,8 @@ def _make_peers(
             # A compiler may be missing, or not know the device: the others still count.
             if "compile" not in name:
                 raise
-            peers.pop(name, None)
-            failed.append(f"{name} failed: {repr(error)[:200]}")
-    return peers, failed
+            made = _Peer(name, None, None, f"{name} failed: {repr(error)[:200]}")
+        yield made
 
 
 @contextlib.contextmanager
@@ -270,58 +341,90 @@ def _device() -> str:
     return "cuda"
 
 
+def _has_peer(benchmark: Benchmark, hyper: Hyperparameters) -> bool:
+    """A perceptron of one head in first order, or convolutions of many in second."""
+    has_heads = benchmark.classes_per_task is not None
+    return bool(benchmark.channels) == has_heads == (not hyper.first_order)
+
+
 def measure(settings: Settings) -> Sequence[Result]:
     """Measures La-MAML's meta-update in PyTorch and in this library, in turn.
 
+    Each loop takes turns with this library by itself, and is kept before the next one
+    is built: what is compiled comes last, and may take minutes to compile.
+
     Raises:
         UserError: PyTorch is missing or on another kind of device, or the benchmark is
-            not one whose peer is written: a perceptron, first order.
+            not one whose peer is written.
         DisagreementError: they do not compute the same.
     """
-    if settings.benchmark.channels or settings.benchmark.classes_per_task:
-        raise UserError(
-            f"peers: {settings.benchmark.name} has no peer, use mnist-rotations"
-        )
     torch, device = _torch(), _device()
-    benchmark = settings.benchmark
-    if settings.quick:
-        benchmark = shortened(benchmark, _QUICK_ROWS)
-    with _full_precision():
-        make_job = lambda seeds: Job(
-            benchmark, range(seeds), settings.data_dir, devices=1, **settings.overrides
+    benchmark, overrides = settings.benchmark, dict(settings.overrides)
+    (hyper,) = presets.resolve(benchmark.name, ["lamaml"], overrides)
+    if not _has_peer(benchmark, hyper):
+        raise UserError(
+            f"peers: {benchmark.name} has no peer, use mnist-rotations or "
+            "cifar100-split"
         )
-        jobs = {1: make_job(1)}
-        peers, failed = _make_peers(jobs[1], _rows(jobs[1]), device)
-        if device == "cuda":
-            jobs |= {seeds: make_job(seeds) for seeds in _SEEDS}
-    works = {(name, 1): peer.train for name, peer in peers.items()}
-    works |= {
-        ("lamaml_jax", n): (lambda job=job: job.train(0, 1)) for n, job in jobs.items()
-    }
-    timings = timing.alternate(works, settings.rounds)
-    ours, updates = timings["lamaml_jax", 1], jobs[1].updates(1)
-    rows = [
-        {
-            "loop": name,
-            "seeds": seeds,
-            "ms_per_meta_update": 1e3
-            * timing.median_wall_s(timings[name, seeds])
-            / (updates * seeds),
-            "cpu_ms_per_meta_update": 1e3
-            * timing.median_cpu_s(timings[name, seeds])
-            / (updates * seeds),
-            "meta_updates_per_s": updates
-            * seeds
-            / timing.median_wall_s(timings[name, seeds]),
-            "ratio": timing.median_ratio(timings[name, seeds], ours) / seeds,
-            "difference": peers[name].difference if name in peers else None,
-        }
-        for name, seeds in works
-    ]
-    kind = jax.devices()[0].device_kind
-    cores = len(os.sched_getaffinity(0))
+    if benchmark.channels:
+        overrides["glances"] = 1
+    if settings.quick or benchmark.channels:
+        benchmark = shortened(benchmark, _FEW_ROWS)
+    kind, cores = jax.devices()[0].device_kind, len(os.sched_getaffinity(0))
     title = (
         f"La-MAML on {benchmark.name} in turn with PyTorch {torch.__version__} "
         f"({kind}; {cores} cores, {torch.get_num_threads()} threads of PyTorch)"
     )
-    return [Result(title, rows, " ".join([_NOTE, *failed]))]
+    rows: list[dict[str, Any]] = []
+    failures: list[str] = []
+
+    def results():
+        return [Result(title, list(rows), " ".join([_NOTE, *failures]))]
+
+    def take_turns(name, seeds, work, difference=None):
+        works = {"ours": lambda: job.train(0, 1), "row": work}
+        timings = timing.alternate(works, settings.rounds)
+        if not rows:
+            rows.append(_row("lamaml_jax", 1, job, timings["ours"], timings["ours"]))
+        rows.append(_row(name, seeds, job, timings["row"], timings["ours"], difference))
+        settings.keep(results())
+
+    make_job = lambda seeds: Job(
+        benchmark, range(seeds), settings.data_dir, devices=1, **overrides
+    )
+    with _full_precision():
+        job = make_job(1)
+        more_seeds = _SEEDS if device == "cuda" and not benchmark.channels else ()
+        for peer in _make_peers(job, _rows(job), device):
+            if "compile" in peer.name and more_seeds:
+                for seeds in more_seeds:
+                    train = functools.partial(make_job(seeds).train, 0, 1)
+                    take_turns("lamaml_jax", seeds, train)
+                more_seeds = ()
+            if peer.train is None:
+                failures.append(peer.failure)
+            else:
+                take_turns(peer.name, 1, peer.train, peer.difference)
+    return results()
+
+
+def _row(
+    name: str,
+    seeds: int,
+    job: Job,
+    timings: Sequence[timing.Timing],
+    ours: Sequence[timing.Timing],
+    difference: float | None = None,
+) -> dict[str, Any]:
+    """A loop's line of the table."""
+    updates = job.updates(1) * seeds
+    wall_s, cpu_s = timing.median_wall_s(timings), timing.median_cpu_s(timings)
+    return {
+        "loop": name,
+        "seeds": seeds,
+        "ms_per_meta_update": 1e3 * wall_s / updates,
+        "cpu_ms_per_meta_update": 1e3 * cpu_s / updates,
+        "meta_updates_per_s": updates / wall_s,
+        "ratio": timing.median_ratio(timings, ours) / seeds,
+        "difference": difference,
+    }

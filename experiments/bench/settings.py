@@ -1,9 +1,15 @@
 """What a measurement is told."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.bench.results import Result
 from experiments.benchmarks import Benchmark
+
+
+def _forget(results: Sequence[Result]) -> None:
+    del results
 
 
 class Settings(NamedTuple):
@@ -15,6 +21,8 @@ class Settings(NamedTuple):
     """Alternations; medians over them are reported."""
     quick: bool
     """Smallest sizes, to see that everything works; its times mean little."""
+    keep: Callable[[Sequence[Result]], None] = _forget
+    """Given what is measured so far by what may take minutes more, or never end."""
 
     @property
     def overrides(self) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """The PyTorch loop that is timed beside this library: it does the same, and says so."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,22 @@ def job():
     return Job(benchmark, range(1), None, devices=1, inner_steps=5)
 
 
+def images_job(**sizes):
+    """Digits in two tasks of five classes, for the second order of CIFAR-100."""
+    benchmark = dataclasses.replace(
+        benchmarks.get_benchmark("cifar100-split"),
+        source="digits",
+        num_tasks=2,
+        rows_per_task=60,
+        channels=(6, 5),
+        hidden=(7,),
+        augment=(),
+        mean=(0.5,),
+        std=(0.25,),
+    )
+    return Job(benchmark, range(1), None, devices=1, glances=1, **sizes)
+
+
 @pytest.fixture
 def uncompiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda update, **options: update)
@@ -34,19 +52,63 @@ def test_every_form_of_the_loop_has_our_weights_and_step_sizes(job, monkeypatch)
         return build(peer, torch, "cuda", widths, hyper)
 
     monkeypatch.setattr(peers, "_updates", forms_of_cuda)
-    found, failed = peers._make_peers(job, peers._rows(job), "cpu")
-    assert set(found) == {
+    found = list(peers._make_peers(job, peers._rows(job), "cpu"))
+    assert [peer.name for peer in found] == [
         "torch",
         "torch, queries batched",
-        "torch.compile",
         "torch.compile, queries batched",
+        "torch.compile",
         "torch.compile, queries batched, CUDA graph",
-    }
-    assert not failed
-    for peer in found.values():
+    ]
+    for peer in found:
+        assert not peer.failure
         # Equal to the last bit would mean that something was compared with itself.
         assert 0 < peer.difference <= peers._TOLERANCE
         peer.train()
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_every_form_of_second_order_has_our_weights_and_step_sizes():
+    job = images_job()
+    found = list(peers._make_peers(job, peers._rows(job), "cpu"))
+    names = ["torch", "torch, channels last", "torch.compile"]
+    assert [peer.name for peer in found] == names
+    for peer in found:
+        assert not peer.failure and 0 < peer.difference <= peers._TOLERANCE
+        peer.train()
+
+
+def test_first_order_is_refused_where_second_is_asked_for(monkeypatch):
+    images = pytest.importorskip("experiments.bench.peer_torch_images")
+
+    def held_constant(loss, gradient, *rest):
+        constant = lambda *args: [g.detach() for g in gradient(*args)]
+        return whole(loss, constant, *rest)
+
+    whole = images._meta_loss
+    monkeypatch.setattr(images, "_meta_loss", held_constant)
+    job = images_job()
+    with pytest.raises(peers.DisagreementError, match="not the same algorithm"):
+        next(peers._make_peers(job, peers._rows(job), "cpu"))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_each_loop_is_kept_before_the_next_one_is_built(monkeypatch):
+    make = peers._make_peers
+    kept, built = [], []
+
+    def watched(*args):
+        for peer in make(*args):
+            built.append(peer.name)
+            assert len(kept) == len(built) - 1
+            yield peer
+
+    monkeypatch.setattr(peers, "_make_peers", watched)
+    benchmark = benchmarks.get_benchmark("digits-rotations")
+    results = peers.measure(Settings(benchmark, None, 1, True, kept.append))
+    loops = [[row["loop"] for row in result.rows] for (result,) in (*kept, results)]
+    both = ["lamaml_jax", "torch", "torch.compile"]
+    assert loops == [both[:2], both, both]
 
 
 def unclipped(grads, max_norm):
@@ -68,9 +130,10 @@ def test_a_form_that_cannot_be_compiled_is_named_and_left_out(job, monkeypatch):
         return compiled
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    found, failed = peers._make_peers(job, peers._rows(job), "cpu")
-    assert list(found) == ["torch"]
-    assert failed == ["torch.compile failed: OSError('no compiler found')"]
+    first, second = peers._make_peers(job, peers._rows(job), "cpu")
+    assert first.name == "torch" and first.train and not first.failure
+    assert second.train is None
+    assert second.failure == "torch.compile failed: OSError('no compiler found')"
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -87,7 +150,7 @@ def test_another_algorithm_is_refused(name, other, job, monkeypatch):
     with pytest.raises(
         peers.DisagreementError, match="torch is not the same algorithm"
     ):
-        peers._make_peers(job, peers._rows(job), "cpu")
+        next(peers._make_peers(job, peers._rows(job), "cpu"))
 
 
 def test_each_row_is_offered_once_and_every_glance_is_an_update():
@@ -99,7 +162,7 @@ def test_each_row_is_offered_once_and_every_glance_is_an_update():
         calls.append(len(query[1]))
         return weights, step_sizes
 
-    learner = peer_torch.start(torch.zeros(4), hyper, 3)
+    learner = peer_torch.start(*2 * [torch.zeros(4)], hyper, [3], "cpu")
     images = torch.arange(120.0).reshape(4, 10, 3)
     labels = torch.arange(40).reshape(4, 10)
     done = peer_torch.train_rows(learner, update, hyper, images, labels)
@@ -119,7 +182,7 @@ def test_the_reservoir_keeps_every_row_with_the_same_probability():
     counts = np.zeros(20)
     rows = torch.zeros(20, 1), torch.arange(20)
     for seed in range(400):
-        learner = peer_torch.start(torch.zeros(1), hyper, 1)
+        learner = peer_torch.start(*2 * [torch.zeros(1)], hyper, [1], "cpu")
         learner.random.seed(seed)
         peer_torch.remember(learner, *rows)
         counts[learner.memory.labels.numpy()] += 1
@@ -127,6 +190,7 @@ def test_the_reservoir_keeps_every_row_with_the_same_probability():
 
 
 def test_a_benchmark_without_a_peer_is_refused():
-    settings = Settings(benchmarks.get_benchmark("cifar100-split"), None, 1, True)
-    with pytest.raises(UserError, match="cifar100-split has no peer"):
+    benchmark = benchmarks.get_benchmark("fashion-mnist-split")
+    settings = Settings(benchmark, None, 1, True)
+    with pytest.raises(UserError, match="fashion-mnist-split has no peer"):
         peers.measure(settings)
