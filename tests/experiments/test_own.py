@@ -1,9 +1,11 @@
 """A person's own benchmark, method and network run as this project's do."""
 
+import contextlib
 import dataclasses
 import doctest
 import json
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -30,6 +32,7 @@ from experiments import (
     runner,
     styles,
 )
+from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.data import own
 from experiments.errors import UserError
 
@@ -105,6 +108,22 @@ def test_whatever_a_learner_reports_is_recorded(info, names, tmp_path):
     assert measured == [f"info_{name}" for name in names]
     assert all(found.arrays[name].shape == (2, 2) for name in measured)
     assert (found.accuracy[:, -1] > 0.5).all()
+
+
+def test_a_checkpoint_keeps_names_of_nested_infos_and_weights(tmp_path):
+    state = {"layer/bias": np.arange(3.0), "layer": {"bias": np.ones(2)}}
+    history = {
+        "accuracy": np.zeros((3, 2, 2)),
+        "info_b/loss": np.arange(4.0).reshape(2, 2),
+        "info_b": np.ones((2, 2)),
+    }
+    for saves in (True, False):
+        with contextlib.closing(Checkpoints(tmp_path / "own", 0.0)) as checkpoints:
+            if saves:
+                checkpoints.save(Checkpoint(state, history))
+            else:
+                found = checkpoints.latest(state, pytest.fail)
+    chex.assert_trees_all_equal(found, Checkpoint(state, history))
 
 
 def test_a_seed_that_diverges_is_found_without_any_info(tmp_path):
