@@ -121,10 +121,10 @@ def probes(title: str, entries: Sequence[Entry]) -> Any | None:
 
 
 def _shown_leaves(leaves: Sequence[str]) -> list[int]:
-    """Every leaf if there are few, else those of more than one axis."""
+    """Every leaf if there are few, else the kernels."""
     if len(leaves) <= 8:
         return list(range(len(leaves)))
-    return [n for n, leaf in enumerate(leaves) if not leaf.endswith("bias")]
+    return [n for n, leaf in enumerate(leaves) if not leaf.endswith(("bias", "scale"))]
 
 
 def step_sizes(title: str, entries: Sequence[Entry]) -> Any | None:

@@ -237,7 +237,7 @@ def test_values_of_a_benchmark_are_shown_whole(benchmark, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = call(["list", benchmark], monkeypatch, capsys)
     assert status == 0
-    for name in ("step_size_init", "step_size_learning_rate", "memory_per_task"):
+    for name in ("step_size_init", "step_size_learning_rate", "mean_learning_rate"):
         assert name in out
     assert "…" not in out
 

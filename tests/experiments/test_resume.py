@@ -31,17 +31,19 @@ CONFIGS = {
     "lamaml": {"probes": True, "alignment": True},
     "vrmcl": {},
     "derpp": {},
+    "er_ace": {"anytime_every": 3},
     "ewc": {},
     "iid": {},
 }
 
 
-def make_config(method, **options):
+def make_config(method, anytime_every=None, **options):
     benchmark = dataclasses.replace(
         benchmarks.BENCHMARKS["digits-rotations"],
         num_tasks=4,
         rows_per_task=40,
         hidden=(8,),
+        anytime_every=anytime_every,
     )
     (hyper,) = presets.resolve("digits-rotations", [method], {})
     return RunConfig(benchmark, method, SEEDS, hyper, **options)
