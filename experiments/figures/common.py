@@ -73,7 +73,7 @@ def wrap(label: str, width: int = 24) -> str:
 
 
 def task_ticks(num_tasks: int) -> list[int]:
-    """Returns ticks from the first task to the last: all of few tasks, else about five."""
+    """Ticks from the first task to the last: all of few tasks, else about five."""
     if num_tasks <= 6:
         return list(range(1, num_tasks + 1))
     return sorted({1, *np.linspace(0, num_tasks, 5).round().astype(int)[1:].tolist()})
