@@ -217,7 +217,24 @@ def test_table_and_figure_show_what_happens_at_any_time(folder, tmp_path):
     assert "mnist-online_anytime.png" in names
 
 
-def test_runs_without_them_have_no_figure(folder):
+def test_a_method_that_sees_all_tasks_is_a_level_line_at_its_end(folder):
+    accuracy = run_folder.read(folder).accuracy
+    measures = {
+        "anytime_accuracy": np.ones((2, 3, 4, 3)),
+        "anytime_after": np.array(ENDS),
+    }
+    retained, change = np.array([60.0, 70.0]), np.zeros(2)
+    entries = [
+        figures.Entry(name, name, 0, accuracy, retained, change, (), measures)
+        for name in ("iid", "er")
+    ]
+    (axes,) = figures.KINDS["anytime"]("any", entries).axes
+    lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+    np.testing.assert_array_equal(lines["iid, at the end"], [65, 65])
+    assert len(lines["er"]) == 12
+
+
+def test_runs_without_them_have_no_figure():
     entry = figures.Entry("ER", "er", 0, np.ones((1, 2, 2)), *np.ones((2, 1)), ())
     assert figures.KINDS["anytime"]("any", [entry]) is None
 
