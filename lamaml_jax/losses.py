@@ -185,7 +185,7 @@ def asymmetric_cross_entropy(
         [0.6931472 0.6931472 1.3862944]
 
     References:
-        Caccia et al. 2022, arXiv:2104.05025, equation 4.
+        Caccia et al. 2022, arXiv:2104.05025.
     """
     checks.check_rows("(logits, labels, is_replayed)", (logits, labels, is_replayed))
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)

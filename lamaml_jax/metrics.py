@@ -164,7 +164,7 @@ def forgetting(accuracy: jax.Array) -> jax.Array:
         0.375
 
     References:
-        Chaudhry et al. 2018, arXiv:1801.10112, section 3. That it misleads online:
+        Chaudhry et al. 2018, arXiv:1801.10112. That it misleads online:
         Soutif-Cormerais et al. 2023, arXiv:2308.10328.
     """
     accuracy = checks.check_accuracy(accuracy)
@@ -202,8 +202,7 @@ def anytime_accuracy(accuracy: jax.Array, tasks: jax.Array) -> jax.Array:
         [0.75  0.375 0.75 ]
 
     References:
-        Caccia et al. 2020, arXiv:2003.05856; Soutif-Cormerais et al. 2023,
-        arXiv:2308.10328, section 4.
+        Soutif-Cormerais et al. 2023, arXiv:2308.10328.
     """
     accuracy, tasks = checks.check_evaluations(accuracy, tasks)
     is_seen = jnp.arange(accuracy.shape[-1])[None, :] <= tasks[:, None]
@@ -235,8 +234,7 @@ def average_anytime_accuracy(accuracy: jax.Array, tasks: jax.Array) -> jax.Array
         0.625
 
     References:
-        Caccia et al. 2020, arXiv:2003.05856; Soutif-Cormerais et al. 2023,
-        arXiv:2308.10328, section 4.
+        Soutif-Cormerais et al. 2023, arXiv:2308.10328.
     """
     return jnp.mean(anytime_accuracy(accuracy, tasks), axis=-1)
 
@@ -266,7 +264,7 @@ def minimum_accuracy(accuracy: jax.Array, tasks: jax.Array) -> jax.Array:
         0.25
 
     References:
-        De Lange et al. 2023, arXiv:2205.13452, section 3.
+        De Lange et al. 2023, arXiv:2205.13452.
     """
     accuracy, tasks = checks.check_evaluations(accuracy, tasks)
     every_task = jnp.arange(accuracy.shape[-1])
@@ -302,7 +300,7 @@ def worst_case_accuracy(accuracy: jax.Array, tasks: jax.Array) -> jax.Array:
         0.625
 
     References:
-        De Lange et al. 2023, arXiv:2205.13452, section 3.
+        De Lange et al. 2023, arXiv:2205.13452.
     """
     least = minimum_accuracy(accuracy, tasks)
     accuracy, tasks = checks.check_evaluations(accuracy, tasks)

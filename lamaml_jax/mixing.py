@@ -38,8 +38,8 @@ def min_norm_weights(
         [0.2 0.8]
 
     References:
-        Sener and Koltun 2018, arXiv:1810.04650, equation 3, of which POCL (Wu et al.
-        2024, ICML) makes its aggregation over past tasks. The steps: Lacoste-Julien and
+        Sener and Koltun 2018, arXiv:1810.04650; POCL (Wu et al. 2024, ICML) aggregates
+        the hypergradients of past tasks by such weights. The steps: Lacoste-Julien and
         Jaggi 2015, arXiv:1511.05932, pairwise variant.
     """
     num_steps = checks.check_count("num_steps", num_steps)

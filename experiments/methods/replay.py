@@ -152,7 +152,7 @@ def er_ace(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     in the batch, plus the mean over the replayed rows of theirs over all classes.
 
     References:
-        Caccia et al. 2022, arXiv:2104.05025, equation 4.
+        Caccia et al. 2022, arXiv:2104.05025.
     """
     reservoir = lm.make_reservoir(
         hyper.capacity, problem.example, acceptance=hyper.acceptance
