@@ -34,6 +34,14 @@ _TOLERANCE = 1e-4
 products per number in float32, in another order: after 5 updates of 10 inner steps that
 was 1.5e-6 on MNIST Rotations. The least of the faults tried, a slope of 1 where relu of
 a step size has 0, makes it 1e-3; the others, 0.4 and more."""
+_CHECKED_RATE = 0.01
+"""First step sizes of a network of convolutions while it is checked, 0.1 as published:
+those overshoot, to query losses of thousands, and roundings part company (0.98 of the
+movement after 5 updates). One update of that network is checked, for the same reason.
+"""
+_TOLERANCE_IMAGES = 1e-3
+"""As above, of CIFAR-100's second order: one update had 3.3e-4 in the kernel of the
+first convolution, 1.6e-4 and less elsewhere; first order in its place makes it 1.7."""
 _NOTE = (
     "seeds: together; times are per meta-update of one seed, ratio the median over "
     "rounds of a row's time over that of lamaml_jax at one seed, which takes turns "
@@ -41,7 +49,7 @@ _NOTE = (
     "rows are turned or cropped beforehand, ours in the loop. Products are full "
     "float32 in both. "
     f"difference: weights and step sizes against ours after {_CHAIN} meta-updates on "
-    "the same rows, over the distance moved."
+    "the same rows (one of convolutions, at lower rates), over the distance moved."
 )
 
 
@@ -72,9 +80,14 @@ def _rows(job: Job) -> _Rows:
     return _Rows(np.asarray(batches["image"]), np.asarray(batches["label"]))
 
 
-def _chain(rows: _Rows, inner_steps: int) -> Iterator[tuple[Any, Any]]:
+def _num_checked(job: Job) -> int:
+    return 1 if job.config.benchmark.channels else _CHAIN
+
+
+def _chain(job: Job, rows: _Rows) -> Iterator[tuple[Any, Any]]:
     """Support and query of successive updates; the query replays the batch before."""
-    for n in range(1, _CHAIN + 1):
+    inner_steps = job.config.hyper.inner_steps
+    for n in range(1, _num_checked(job) + 1):
         support = tuple(x[n].reshape(inner_steps, -1, *x.shape[2:]) for x in rows)
         yield support, tuple(np.concatenate([x[n - 1], x[n]]) for x in rows)
 
@@ -101,13 +114,13 @@ def _network(job: Job) -> Network:
     )
 
 
-def _our_chain(job: Job, weights: Any, rows: _Rows) -> tuple[Any, Any]:
-    """Weights and step sizes after this library's meta-updates."""
+def _our_chain(job: Job, weights: Any, rate: float, rows: _Rows) -> tuple[Any, Any]:
+    """Weights and step sizes after this library's meta-updates, from that rate on."""
     hyper, per_task = job.config.hyper, job.config.benchmark.classes_per_task
     problem = make_problem(job.config, job.inputs.form, _network(job).apply)
     tx = lm.lamaml(
         problem.loss_fn,
-        step_size_init=hyper.step_size_init,
+        step_size_init=rate,
         step_size_learning_rate=hyper.step_size_learning_rate,
         meta_tx=lm.clip_meta_grads(hyper.max_grad_norm),
         inner_steps=hyper.inner_steps,
@@ -123,7 +136,7 @@ def _our_chain(job: Job, weights: Any, rows: _Rows) -> tuple[Any, Any]:
         batch = {"image": jnp.asarray(rows[0]), "label": jnp.asarray(rows[1])}
         return batch | ({"task": batch["label"] // per_task} if per_task else {})
 
-    for support, query in _chain(rows, hyper.inner_steps):
+    for support, query in _chain(job, rows):
         data = {"support": as_batch(support), "query": as_batch(query)}
         updates, state = update(zeros, state, weights, **data)
         weights = optax.apply_updates(weights, updates)
@@ -261,29 +274,30 @@ def _make_peers(job: Job, rows: _Rows, device: str) -> Iterator[_Peer]:
     hyper, form = job.config.hyper, job.inputs.form
     weights = _network(job).init(jax.random.key(0), jnp.zeros((1, *form.image_shape)))
     begin = _leaves(weights)
-    rate = np.float32(hyper.step_size_init)
-    starts = begin, [np.full_like(leaf, rate) for leaf in begin]
-    ours = [_leaves(tree) for tree in _our_chain(job, weights, rows)]
+    rate, tolerance = hyper.step_size_init, _TOLERANCE
     if job.config.benchmark.channels:
+        rate, tolerance = min(rate, _CHECKED_RATE), _TOLERANCE_IMAGES
         held = _convolutional(job, torch, device)
     else:
         held = _perceptron(job, torch, device, begin)
+    starts = begin, [np.full_like(leaf, rate) for leaf in begin]
+    ours = [_leaves(tree) for tree in _our_chain(job, weights, rate, rows)]
     put = lambda x: torch.tensor(x, device=device)
     as_rows = lambda x: (put(x[0]), put(x[1]).long())
 
     def check(name, update):
         state = tuple(map(held.put, starts))
-        for support, query in _chain(rows, hyper.inner_steps):
+        for support, query in _chain(job, rows):
             state = update(*state, as_rows(support), as_rows(query))
         found = map(held.take, state)
         value = max(
             difference(s, e, r) for s, e, r in zip(starts, ours, found, strict=True)
         )
-        if not value <= _TOLERANCE:
+        if not value <= tolerance:
             raise DisagreementError(
-                f"{name} is not the same algorithm: after {_CHAIN} meta-updates "
-                f"weights or step sizes differ by {value:.1e} of their movement, "
-                f"expected at most {_TOLERANCE:.0e}"
+                f"{name} is not the same algorithm: after {_num_checked(job)} "
+                f"meta-updates weights or step sizes differ by {value:.1e} of their "
+                f"movement, expected at most {tolerance:.0e}"
             )
         return value
 
