@@ -530,9 +530,10 @@ def test_one_rate_per_leaf_needs_no_tree_of_rates_in_an_update():
         out = jnp.tanh(batch @ weights["w"]) @ weights["v"]
         return jnp.sum(jnp.square(out - batch), axis=1)
 
-    weights = {"w": jnp.ones((300, 200)), "v": jnp.ones((200, 300))}
+    # More than stays in a cache: steps of fewer weights are unrolled, for more memory.
+    weights = {"w": jnp.ones((600, 400)), "v": jnp.ones((400, 600))}
     size = nbytes(weights)
-    support, query = jnp.ones((3, 1, 300)), jnp.ones((2, 300))
+    support, query = jnp.ones((3, 1, 600)), jnp.ones((2, 600))
 
     def used(rates):
         fn = jax.jit(lm.meta_value_and_grad(wide_loss))
