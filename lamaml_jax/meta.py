@@ -99,8 +99,8 @@ def _default_unroll(weights: types.Params, num_steps: int, first_order: bool) ->
     """How many steps are unrolled, by ``python -m experiments bench``.
 
     In second order the way back takes each inner gradient again. Without a loop between
-    the two ways XLA finds it at hand, which takes a fifth to a third off where weights
-    stay in a cache, and adds a seventh where they do not. It keeps the activations of
+    the two ways XLA can find a part of it at hand, and copies no carry: a fifth to a
+    third less time where weights stay in a cache, a seventh more where they do not. It keeps the activations of
     all steps unrolled, so these are few.
 
     In first order a pass over the weights for each sum and step costs as much as their
