@@ -98,10 +98,8 @@ def _cosine(first: types.Params, second: types.Params) -> jax.Array:
 def _default_unroll(weights: types.Params, num_steps: int, first_order: bool) -> int:
     """How many steps are unrolled, by ``python -m experiments bench``.
 
-    In second order the way back takes each inner gradient again. Without a loop between
-    the two ways XLA can find a part of it at hand, and copies no carry: a fifth to a
-    third less time where weights stay in a cache, a seventh more where they do not. It keeps the activations of
-    all steps unrolled, so these are few.
+    In second order XLA finds part of the inner gradients at hand on the way back if no
+    loop is between: up to a third less time where weights stay in a cache, else more.
 
     In first order a pass over the weights for each sum and step costs as much as their
     products where these are small. Unrolled, XLA adds up several gradients in one pass,

@@ -32,7 +32,16 @@ SHARE = 0.02
 """No figure has noise. A compiler may round an operation more or less in a program of
 hundreds; what the guard is for, a step that is not unrolled or a copy of the weights in
 a loop, moves one by a fifth and more."""
-ON = f"jax {jax.__version__}, {platform.machine()}"
+
+
+def _vectors():
+    """The widest vectors that XLA may write for: it fuses and splits by them."""
+    path = pathlib.Path("/proc/cpuinfo")
+    flags = path.read_text() if path.exists() else ""
+    return "AVX-512" if "avx512f" in flags else "other vectors"
+
+
+ON = f"jax {jax.__version__}, {platform.machine()}, {_vectors()}"
 
 
 def compile_training(name, **overrides):
