@@ -242,7 +242,7 @@ def make_train(
         benchmark.channels,
         hyper.initializer,
         dtype=None if config.precision == "float32" else config.precision,
-        convolve=None if platform == "tpu" else models.convolve_by_matmul,
+        convolve=models.convolution_for(platform),
     )
     model = models.build(benchmark.network, network)
 

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from processes import said
 
 ROOT = Path(__file__).parents[1]
 USE = """
@@ -86,17 +87,7 @@ def test_the_command_works_from_any_folder_once_installed(built, tmp_path):
     (tmp_path / "experiments/__init__.py").write_text("raise SystemExit('theirs')")
 
     def spawn(*command):
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(site), "COLUMNS": "100"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return " ".join(done.stdout.split())
+        return said(command, tmp_path, site)
 
     lamaml = sys.executable, str(site / "bin/lamaml")
     assert "Usage: lamaml run" in spawn(*lamaml, "run", "--help")

@@ -16,7 +16,7 @@ from experiments import benchmarks
 from experiments.bench import timing
 from experiments.bench.results import Result
 from experiments.bench.settings import Settings
-from experiments.models import Network, convolve_by_matmul
+from experiments.models import Network, convolution_for
 
 _PIXELS, _CLASSES, _QUERY = 784, 10, 20
 _PERCEPTRONS = {"32": (32,), "100x100": (100, 100), "512x512": (512, 512)}
@@ -53,7 +53,7 @@ def _network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     if name in _PERCEPTRONS:
         return Network(_PERCEPTRONS[name], _CLASSES), (_PIXELS,)
     benchmark = benchmarks.get_benchmark(name)
-    convolve = convolve_by_matmul if jax.default_backend() == "cpu" else None
+    convolve = convolution_for(jax.default_backend())
     model = Network(benchmark.hidden, _CLASSES, benchmark.channels, convolve=convolve)
     return model, (64, 64, 3)
 

@@ -6,6 +6,7 @@ where large ones are mapped into memory. A folder of such files can also stand f
 data set itself, where TFDS is not installed.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -13,7 +14,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +95,10 @@ def register(name: str, load: Callable[[], Source]) -> None:
     if name in ("digits", *_TFDS):
         raise UserError(f"data set {name!r}: there is one of that name")
     registry.add(_OWN, "data set", name, load)
+
+
+_KEYS = Source._fields[:4]
+"""The arrays."""
 
 
 def source_names() -> tuple[str, ...]:
@@ -287,6 +292,22 @@ def _read_arrays(name: str, folder: Path) -> Source:
     return Source(**arrays, num_classes=num_classes, max_value=255)
 
 
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Yields a folder whose files are moved into ``folder``, once all are whole.
+
+    Whoever has mapped earlier ones of their names into memory keeps those.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as part:
+        yield Path(part)
+        for file in sorted(Path(part).iterdir()):
+            os.replace(file, folder / file.name)
+
+
 def write_arrays(source: Source, name: str, data_dir: Path) -> Path:
     """Writes a data set as plain arrays, which are read where nothing else is.
 
@@ -309,9 +330,9 @@ def write_arrays(source: Source, name: str, data_dir: Path) -> Path:
         raise DataError(f"data set {name!r} is your own and needs no such files")
     folder = own_folder(name, data_dir).parent / _ARRAYS
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for key in ("train_images", "train_labels", "test_images", "test_labels"):
-            np.save(folder / f"{key}.npy", getattr(source, key))
+        with _replacing(folder) as part:
+            for key in _KEYS:
+                np.save(part / f"{key}.npy", getattr(source, key))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error})") from error
     return folder
@@ -421,19 +442,16 @@ def _fill_cache(name: str, folder: Path, cache: Path, forms: dict[str, Any]) -> 
     Raises:
         OSError: the cache cannot be written to.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as part:
+    with _replacing(cache) as part:
         arrays = {
             key: np.lib.format.open_memmap(
-                Path(part) / f"{key}.npy", mode="w+", dtype=dtype, shape=shape
+                part / f"{key}.npy", mode="w+", dtype=dtype, shape=shape
             )
             for key, (shape, dtype) in forms.items()
         }
         _decode(name, folder, arrays)
         for array in arrays.values():
             array.flush()
-        for key in forms:
-            os.replace(Path(part) / f"{key}.npy", cache / f"{key}.npy")
 
 
 def load_source(

@@ -1,12 +1,11 @@
 """A file of a person's own is imported before a command looks names up."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import said
 
 from experiments import __main__ as cli
 from experiments import plugins
@@ -138,17 +137,7 @@ def test_a_plugin_is_run_swept_and_reported_outside_of_the_checkout(tmp_path):
     (tmp_path / "mine.py").write_text(EXAMPLE.read_text())
 
     def spawn(*arguments):
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return " ".join(done.stdout.split())
+        return said([sys.executable, *arguments], tmp_path, ROOT)
 
     command = ["-m", "experiments"]
     plugin = ["--plugin", "mine.py"]

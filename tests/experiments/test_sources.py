@@ -327,3 +327,10 @@ def test_a_damaged_plain_array_is_named(plain):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"test_images\.npy"):
         sources.load_source("mnist", plain)
+
+
+def test_plain_arrays_can_be_written_over_those_that_they_are_read_from(plain):
+    expected = np.array(sources.load_source("mnist", plain).train_images)
+    sources.write_arrays(sources.load_source("mnist", plain), "mnist", plain)
+    found = sources.load_source("mnist", plain).train_images
+    np.testing.assert_array_equal(found, expected)
