@@ -69,7 +69,7 @@ def environment(command: str | None = None) -> dict[str, Any]:
         "processor": platform.machine(),
         "cpu_count": os.cpu_count(),
         "command": command or shlex.join([*naming.command(), *sys.argv[1:]]),
-        "git_commit": commit or os.environ.get("LAMAML_COMMIT"),
+        "git_commit": os.environ.get("LAMAML_COMMIT") or commit or None,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from experiments import __main__ as command_line
+from experiments import session
 
 ROOT = Path(__file__).parents[2]
 PLAN = ROOT / "experiments/bench/visit.yaml"
@@ -109,3 +110,8 @@ def test_the_plan_has_options_that_commands_know():
             ]
             assert not unknown and each["name"] not in names
             names.add(each["name"])
+
+
+def test_records_name_the_commit_that_they_are_told(monkeypatch):
+    monkeypatch.setenv("LAMAML_COMMIT", "0123abc")
+    assert session.environment()["git_commit"] == "0123abc"
