@@ -1,4 +1,4 @@
-"""Named benchmarks as data: source, stream, model and protocol."""
+"""Benchmarks by name, a person's own too, and the streams drawn for them."""
 
 import dataclasses
 import typing
@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.config.benchmark_table import SPLIT, TABLE
 from experiments.data import own_streams, sources, streams
-from experiments.networks import PUBLISHED, REDUCED_RESNET
+from experiments.schema.benchmark import Benchmark
 from experiments.support import registry
 from experiments.support.errors import UserError
 from experiments.support.suggestions import did_you_mean
@@ -19,173 +20,12 @@ STREAMS = {
     "rotations": streams.rotation_stream,
     "permutations": streams.permutation_stream,
 }
-SPLIT = "split"
-"""The stream whose tasks have classes of their own."""
 _OWN_STREAMS: dict[str, own_streams.StreamFn] = {}
 _VALIDATION = 1
 """Second part of the seeds of tasks for validation; those of the test have one part."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """One benchmark; another data set of the same shape is one entry below."""
-
-    name: str
-    source: str
-    """Name of the data set, as in ``experiments data list``."""
-    stream: str
-    """How tasks are made of it: a key of ``STREAMS``, ``SPLIT``, or a person's own."""
-    num_tasks: int
-    """T; a split of a data set with fewer classes has as many as those make."""
-    rows_per_task: int
-    """Training rows shown per task, each once in a pass."""
-    classes_per_task: int | None = None
-    """Classes of one task alone (split streams), or None."""
-    channels: tuple[int, ...] = ()
-    """Channels of the network's convolutions, if any."""
-    hidden: tuple[int, ...] = (100, 100)
-    """Widths of the network's hidden dense layers."""
-    augment: tuple[str, ...] = ()
-    """What is done to a training row when it is shown, names of ``augment.STEPS``."""
-    mean: tuple[float, ...] = ()
-    """Channel means that are subtracted after scaling to [0, 1]; none if empty."""
-    std: tuple[float, ...] = ()
-    """Channel standard deviations that are divided by."""
-    eval_every: int = 1
-    """Accuracy on all tasks is taken after every this many tasks and after the last.
-
-    In between, only the task just learnt and the next one are evaluated, which is all
-    that LA, BTI and forward transfer need.
-    """
-    description: str = ""
-    network: str = PUBLISHED
-    """Name of the network, in ``networks.NETWORKS``; a person's own passes over
-    ``channels`` and ``hidden``."""
-    is_online: bool = False
-    """Whether it is class-incremental online learning: one pass, one head over all
-    classes, and no task id reaches the learner."""
-    anytime_every: int | None = None
-    """Batches between two evaluations within a task on all tasks seen, which are part
-    of the compiled program; None: there are none."""
-    anytime_rows: int | None = None
-    """Test rows of each task that those evaluations take, evenly spread over its
-    classes; None: all."""
-
-    @property
-    def usual_setting(self) -> str:
-        """The setting of a run that was told of none."""
-        return "agnostic" if self.is_online else "aware"
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether the network is given rows as vectors [B, D]."""
-        return self.network == PUBLISHED and not self.channels
-
-
-_FAMILIES = (
-    ("mnist", "mnist", "MNIST"),
-    ("fashion-mnist", "fashion_mnist", "Fashion-MNIST"),
-)
-
-BENCHMARKS = {
-    b.name: b
-    for b in [
-        Benchmark(
-            "digits-rotations",
-            "digits",
-            "rotations",
-            num_tasks=20,
-            rows_per_task=200,
-            description="20 rotations of scikit-learn's digits, 200 rows each",
-        ),
-        *(
-            Benchmark(
-                f"{prefix}-{kind}",
-                source,
-                stream,
-                num_tasks=num_tasks,
-                rows_per_task=rows,
-                eval_every=every,
-                description=f"{num_tasks} {stream} of {title}, {rows} rows each",
-            )
-            for prefix, source, title in _FAMILIES
-            for kind, stream, num_tasks, rows, every in [
-                ("rotations", "rotations", 20, 1000, 1),
-                ("permutations", "permutations", 20, 1000, 1),
-                ("many", "permutations", 100, 200, 10),
-            ]
-        ),
-        Benchmark(
-            "fashion-mnist-split",
-            "fashion_mnist",
-            SPLIT,
-            num_tasks=5,
-            rows_per_task=1000,
-            classes_per_task=2,
-            description="Fashion-MNIST in 5 tasks of 2 classes, 1000 rows each",
-        ),
-        Benchmark(
-            "cifar100-split",
-            "cifar100",
-            SPLIT,
-            num_tasks=20,
-            rows_per_task=2250,
-            classes_per_task=5,
-            channels=(160, 160, 160),
-            hidden=(320, 320),
-            augment=("crop", "flip", "brightness"),
-            mean=(0.5071, 0.4867, 0.4408),
-            std=(0.2675, 0.2565, 0.2761),
-            description="CIFAR-100 in 20 tasks of 5 classes, 2250 rows each",
-        ),
-        Benchmark(
-            "tinyimagenet-split",
-            "tiny_imagenet",
-            SPLIT,
-            num_tasks=40,
-            rows_per_task=2250,
-            classes_per_task=5,
-            channels=(160, 160, 160, 160),
-            hidden=(640, 640),
-            augment=("crop", "flip"),
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            description="Tiny ImageNet in 40 tasks of 5 classes, 2250 rows each",
-        ),
-        Benchmark(
-            "mnist-online",
-            "mnist",
-            SPLIT,
-            num_tasks=5,
-            rows_per_task=1000,
-            classes_per_task=2,
-            is_online=True,
-            anytime_every=5,
-            description="Online: MNIST's classes arrive by two, 1000 rows of each pair",
-        ),
-        Benchmark(
-            "cifar100-online",
-            "cifar100",
-            SPLIT,
-            num_tasks=20,
-            rows_per_task=2250,
-            classes_per_task=5,
-            channels=(20, 40, 80, 160),
-            hidden=(),
-            augment=("crop", "flip"),
-            mean=(0.5071, 0.4867, 0.4408),
-            std=(0.2675, 0.2565, 0.2761),
-            network=REDUCED_RESNET,
-            is_online=True,
-            anytime_every=25,
-            anytime_rows=100,
-            description=(
-                "Online: CIFAR-100's classes arrive by five, 2250 rows of each five; "
-                "reduced ResNet-18 with GroupNorm in BatchNorm's place"
-            ),
-        ),
-    ]
-}
+BENCHMARKS = {benchmark.name: benchmark for benchmark in TABLE}
 
 
 class BenchmarkData(NamedTuple):

@@ -1,5 +1,7 @@
 """DER++: experience replay of labels and of the logits given when a row was stored."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +11,20 @@ import optax
 import lamaml_jax as lm
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 from experiments.methods.replay import SgdState
+from experiments.schema.fields import Rate
+from experiments.schema.hyperparameters import Hyperparameters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DerHyperparameters(Hyperparameters):
+    """What DER++ is told besides."""
+
+    logit_weight: Rate
+    """Weight of the distance to the stored logits (alpha)."""
+    label_weight: Rate
+    """Weight of the replayed rows' cross-entropy (beta)."""
 
 
 class DerInfo(NamedTuple):
@@ -25,7 +38,7 @@ class DerInfo(NamedTuple):
     """Global norm before clipping."""
 
 
-def der_loss(problem: Problem, hyper: Hyperparameters):
+def der_loss(problem: Problem, hyper: DerHyperparameters) -> Callable[..., Any]:
     """Builds the loss of DER++.
 
     Args:
@@ -71,7 +84,7 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     )
 
 
-def derpp(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def derpp(problem: Problem, hyper: DerHyperparameters) -> lm.Learner:
     """DER++: two independent replay draws, one for logits and one for labels.
 
     Rows enter the reservoir after the last glance, with the logits of all outputs that

@@ -1,8 +1,9 @@
 """GEM and A-GEM: past tasks' gradients, taken on a memory of each, constrain a step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,28 @@ import optax
 
 import lamaml_jax as lm
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
-from experiments.methods.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
 from experiments.methods.projection import end_of, project, project_on_mean
 from experiments.methods.ring import RingMemory, init_memory, store
+from experiments.schema.fields import Rate, UpTo
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpisodicHyperparameters(Hyperparameters):
+    """What GEM and A-GEM are told besides."""
+
+    memory_per_task: Annotated[int, UpTo(2**31 - 2)]
+    """Rows kept of each task."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GemHyperparameters(EpisodicHyperparameters):
+    """What GEM alone is told."""
+
+    margin: Rate
+    """Least weight of a past task's gradient in a projection."""
 
 
 class EpisodicState(NamedTuple):
@@ -127,7 +145,7 @@ def _descend(weights, rate, gradient, direction, violations):
     return jax.tree.map(lambda w, d: w - rate * d, weights, direction), info
 
 
-def gem_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]:
+def gem_update(loss_fn: lm.LossFn, hyper: GemHyperparameters) -> Callable[..., Any]:
     """Builds GEM's update on given rows and memory.
 
     Args:
@@ -179,18 +197,23 @@ def agem_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any
     return update
 
 
-def _check(name: str, problem: Problem, hyper: Hyperparameters) -> None:
+def _check(name: str, problem: Problem, hyper: EpisodicHyperparameters) -> None:
     if not problem.is_task_aware:
         raise UserError(
             f"{name}: needs task ids, which the task-agnostic setting hides"
         )
-    if hyper.memory_per_task is None or hyper.memory_per_task < 1:
+    if hyper.memory_per_task < 1:
         raise UserError(
             f"memory_per_task: expected at least 1, received {hyper.memory_per_task}"
         )
 
 
-def _learner(problem: Problem, hyper: Hyperparameters, start, update) -> lm.Learner:
+def _learner(
+    problem: Problem,
+    hyper: EpisodicHyperparameters,
+    start: Callable[..., Any],
+    update: Callable[..., Any],
+) -> lm.Learner:
     """Keeps a memory of every task and updates ``glances`` times per batch.
 
     ``start(weights)`` is what the updates on one batch carry, the weights first.
@@ -220,9 +243,9 @@ def _learner(problem: Problem, hyper: Hyperparameters, start, update) -> lm.Lear
     return lm.Learner(init, observe)
 
 
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def cost(problem: Problem, hyper: EpisodicHyperparameters) -> Cost:
     """Counts gradients of the batch and of every past task's memory, per glance."""
-    per_task = hyper.memory_per_task or 0
+    per_task = hyper.memory_per_task
     # There are (T - 1) / 2 past tasks on average over the stream.
     rows = hyper.batch_size + per_task * (problem.num_tasks - 1) / 2
     return Cost(
@@ -231,7 +254,7 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     )
 
 
-def gem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def gem(problem: Problem, hyper: GemHyperparameters) -> lm.Learner:
     """GEM: no step may raise the loss of a past task's memory, to first order.
 
     Every task keeps its latest ``memory_per_task`` rows, stored before the first glance
@@ -241,7 +264,6 @@ def gem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         Lopez-Paz and Ranzato 2017, arXiv:1706.08840. Gradients are clipped as in Gupta
         et al. 2020, arXiv:2007.13904: each on its own, and not after the projection.
     """
-    check_given(hyper, "margin")
     _check("gem", problem, hyper)
 
     def start(weights):
@@ -253,7 +275,7 @@ def gem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     return _learner(problem, hyper, start, gem_update(problem.loss_fn, hyper))
 
 
-def agem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def agem(problem: Problem, hyper: EpisodicHyperparameters) -> lm.Learner:
     """A-GEM: GEM with one constraint, the mean of the past tasks' gradients.
 
     The mean is taken over tasks, of gradients on the whole memory of each, clipped one

@@ -1,6 +1,7 @@
 """EWC: a quadratic penalty holds the weights that past tasks needed."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,20 @@ import optax
 import lamaml_jax as lm
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
-from experiments.methods.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
+from experiments.schema.fields import Rate, UpTo
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EwcHyperparameters(Hyperparameters):
+    """What EWC is told besides."""
+
+    penalty: Rate
+    """Weight of the quadratic penalty."""
+    fisher_rows: Annotated[int, UpTo("rows_per_task")]
+    """Latest rows of a task on which its Fisher information is estimated."""
 
 
 class EwcState(NamedTuple):
@@ -122,16 +134,16 @@ def _push(state: EwcState, batch: lm.Batch, mask: lm.Mask) -> EwcState:
     return state._replace(rows=rows, num_rows=state.num_rows + place[-1])
 
 
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def cost(problem: Problem, hyper: EwcHyperparameters) -> Cost:
     """Counts a gradient of the batch per glance, and the rows of the Fisher matrix."""
-    rows = hyper.fisher_rows or 0
+    rows = hyper.fisher_rows
     return Cost(
         updates_per_row(hyper) * hyper.batch_size + rows / problem.rows_per_task,
         rows * bytes_of(problem.example),
     )
 
 
-def ewc(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def ewc(problem: Problem, hyper: EwcHyperparameters) -> lm.Learner:
     """EWC: SGD on cross-entropy plus half ``penalty`` times each past task's parabola.
 
     The penalty is the exact sum over tasks, ``penalty / 2 * sum_k F_k (w - w_k)^2``, in
@@ -141,15 +153,14 @@ def ewc(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     task's first rows, and has no half; its ``memory_strength`` is not our ``penalty``.
 
     Raises:
-        UserError: ``fisher_rows`` < 1, or no ``penalty``.
+        UserError: ``fisher_rows`` < 1.
 
     References:
         Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3.
     """
     size, scale = hyper.fisher_rows, hyper.penalty
-    if size is None or size < 1:
+    if size < 1:
         raise UserError(f"fisher_rows: expected at least 1, received {size}")
-    check_given(hyper, "penalty")
     tx = clipped_sgd(hyper)
 
     def init(key: lm.Key, weights: lm.Params) -> EwcState:

@@ -1,5 +1,6 @@
 """iCaRL: herded exemplars, distillation of old heads, nearest mean of exemplars."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,9 +13,18 @@ from experiments.methods import exemplars
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
 from experiments.methods.exemplars import Exemplars, TaskRows
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.schema.fields import Rate
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IcarlHyperparameters(Hyperparameters):
+    """What iCaRL is told besides."""
+
+    distillation_weight: Rate
+    """Weight of the distillation of old heads."""
 
 
 class IcarlState(NamedTuple):
@@ -37,7 +47,7 @@ class IcarlInfo(NamedTuple):
     """Global norm before clipping."""
 
 
-def icarl_loss(problem: Problem, hyper: Hyperparameters):
+def icarl_loss(problem: Problem, hyper: IcarlHyperparameters) -> Callable[..., Any]:
     """Builds the loss of iCaRL.
 
     Args:
@@ -97,7 +107,7 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     )
 
 
-def icarl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def icarl(problem: Problem, hyper: IcarlHyperparameters) -> lm.Learner:
     """iCaRL: SGD on cross-entropy and on distillation of old heads.
 
     Each update draws one exemplar of every class seen for the distillation. Exemplars

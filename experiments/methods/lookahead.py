@@ -1,6 +1,7 @@
 """La-MAML, its published relatives Sync and C-MAML, and two later uses of them."""
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,34 @@ from experiments.methods.cost import (
     rows_in_meta_gradient,
     updates_per_row,
 )
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.schema.fields import Share
+from experiments.schema.hyperparameters import Hyperparameters
 
 
-def _step_size_init(hyper: Hyperparameters) -> Any:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LookAheadHyperparameters(Hyperparameters):
+    """What methods that look ahead may be told besides; no preset sets any of it."""
+
+    grain: Literal["parameter", "channel", "leaf", "all"] | None = None
+    """Weights that share a step size: those of a parameter, channel, leaf, or all."""
+    inner_momentum: Share | None = None
+    """Share of the last inner gradient that goes on in the next inner step."""
+    memory: Literal["uniform", "balanced"] | None = None
+    """Rows that are kept: a uniform sample, or one balanced over classes."""
+    replay_weight: Share | None = None
+    """Weight of the replayed rows' mean loss, which is 1 minus the incoming ones'."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VrmclHyperparameters(LookAheadHyperparameters):
+    """What VR-MCL is told besides."""
+
+    momentum: Share
+    """Share of the running meta-gradient."""
+
+
+def _step_size_init(hyper: LookAheadHyperparameters) -> Any:
     """One number, which gives every parameter its rate, or rates of a coarser grain."""
     value = hyper.step_size_init
     grains = {
@@ -31,7 +55,7 @@ def _step_size_init(hyper: Hyperparameters) -> Any:
     return value
 
 
-def make_memory(problem: Problem, hyper: Hyperparameters) -> lm.Reservoir:
+def make_memory(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Reservoir:
     """Builds the memory that ``hyper`` asks for."""
     if hyper.memory == "balanced":
         return lm.make_balanced_reservoir(
@@ -68,7 +92,7 @@ def make_unroll(problem: Problem, hyper: Hyperparameters) -> int | None:
     return None
 
 
-def _options(problem: Problem, hyper: Hyperparameters) -> dict[str, Any]:
+def _options(problem: Problem, hyper: LookAheadHyperparameters) -> dict[str, Any]:
     return {
         "step_size_init": _step_size_init(hyper),
         "meta_tx": lm.clip_meta_grads(hyper.max_grad_norm),
@@ -93,7 +117,7 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     )
 
 
-def lamaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def lamaml(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Learner:
     """La-MAML: learned step sizes in the inner loop and for the weights.
 
     References:
@@ -107,7 +131,7 @@ def lamaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     return lm.lamaml_learner(tx, glances=hyper.glances)
 
 
-def sync(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def sync(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Learner:
     """Sync: learned step sizes in the inner loop, a fixed rate for the weights.
 
     References:
@@ -122,7 +146,7 @@ def sync(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     return lm.lamaml_learner(tx, glances=hyper.glances)
 
 
-def cmaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def cmaml(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Learner:
     """C-MAML: fixed rates in both loops.
 
     References:
@@ -136,7 +160,7 @@ def cmaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     return lm.lamaml_learner(tx, glances=hyper.glances)
 
 
-def vrmcl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def vrmcl(problem: Problem, hyper: VrmclHyperparameters) -> lm.Learner:
     """VR-MCL: La-MAML on a variance-reduced running meta-gradient.
 
     References:
@@ -157,7 +181,7 @@ def vrmcl_cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     return plain._replace(gradient_evaluations=2 * plain.gradient_evaluations)
 
 
-def oml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def oml(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Learner:
     """OML's split: the inner loop adapts the last layer, the outer loop all weights.
 
     Rates are fixed in both loops, as in C-MAML.

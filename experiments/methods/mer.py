@@ -1,16 +1,30 @@
 """MER: steps on single rows, old and new, drawn together by interpolation."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import lamaml_jax as lm
 from experiments.methods.cost import Cost, bytes_of
-from experiments.methods.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
+from experiments.schema.fields import POSITIVE, Count, Share
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MerHyperparameters(Hyperparameters):
+    """What MER is told besides."""
+
+    rounds: Count
+    """Rounds per incoming row."""
+    within_rate: Annotated[Share, POSITIVE]
+    """Share of a round's movement that is kept (beta)."""
+    across_rate: Annotated[Share, POSITIVE]
+    """Share of all rounds' movement that is kept (gamma)."""
 
 
 class MerState(NamedTuple):
@@ -94,7 +108,7 @@ def make_descent(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., An
     return descend
 
 
-def make_round(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]:
+def make_round(loss_fn: lm.LossFn, hyper: MerHyperparameters) -> Callable[..., Any]:
     """Builds one round on given rows.
 
     Args:
@@ -114,12 +128,6 @@ def make_round(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]
     return round_fn
 
 
-def _check(hyper: Hyperparameters) -> None:
-    if hyper.rounds is None or hyper.rounds < 1:
-        raise UserError(f"rounds: expected at least 1, received {hyper.rounds}")
-    check_given(hyper, "within_rate", "across_rate")
-
-
 def _summary(info: StepInfo, row_masks: jax.Array, mask: lm.Mask) -> MerInfo:
     """Reduces infos [B, rounds, 1 + R] and the masks of their rows to [rounds]."""
     over_replayed = jax.vmap(jax.vmap(lm.losses.masked_mean))
@@ -132,15 +140,15 @@ def _summary(info: StepInfo, row_masks: jax.Array, mask: lm.Mask) -> MerInfo:
     return MerInfo(*(over_incoming(value, mask) for value in values))
 
 
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def cost(problem: Problem, hyper: MerHyperparameters) -> Cost:
     """Counts the incoming and the replayed rows of every round, and the reservoir."""
-    rows = (hyper.rounds or 0) * (1 + (hyper.replay_size or 0))
+    rows = hyper.rounds * (1 + (hyper.replay_size or 0))
     return Cost(
         float(hyper.epochs * rows), (hyper.capacity or 0) * bytes_of(problem.example)
     )
 
 
-def mer(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def mer(problem: Problem, hyper: MerHyperparameters) -> lm.Learner:
     """MER, algorithm 1: experience replay inside two nested Reptile updates.
 
     Each valid row of a batch, in turn, takes ``rounds`` rounds. A round steps on the
@@ -155,9 +163,10 @@ def mer(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         epochs, where the published code would.
 
     Raises:
-        UserError: ``rounds`` < 1, or a share that is not given.
+        UserError: ``rounds`` < 1.
     """
-    _check(hyper)
+    if hyper.rounds < 1:
+        raise UserError(f"rounds: expected at least 1, received {hyper.rounds}")
     reservoir = lm.make_reservoir(
         hyper.capacity, problem.example, acceptance=hyper.acceptance
     )

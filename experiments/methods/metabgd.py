@@ -1,7 +1,8 @@
 """Meta-BGD: Bayesian gradient descent on the meta-loss of La-MAML."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,22 @@ from experiments.methods.cost import (
     updates_per_row,
 )
 from experiments.methods.descent import clip_by_norm
-from experiments.methods.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
+from experiments.schema.fields import POSITIVE, Count, Positive, Rate
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaBgdHyperparameters(Hyperparameters):
+    """What Meta-BGD is told besides."""
+
+    mc_samples: Count
+    """Monte-Carlo draws per update."""
+    std_init: Positive
+    """Initial standard deviation of every parameter."""
+    mean_learning_rate: Annotated[Rate, POSITIVE]
+    """Learning rate of the means (eta)."""
 
 
 class MetaBgdState(NamedTuple):
@@ -72,7 +86,9 @@ def bayes_update(
     return mean - rate * std**2 * grad, std * factor
 
 
-def make_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]:
+def make_update(
+    loss_fn: lm.LossFn, hyper: MetaBgdHyperparameters
+) -> Callable[..., Any]:
     """Builds one update on given draws.
 
     Args:
@@ -137,22 +153,16 @@ def normal_like(key: lm.Key, tree: Any) -> Any:
     return unravel(jax.random.normal(key, flat.shape, flat.dtype))
 
 
-def _check(hyper: Hyperparameters) -> None:
-    if hyper.mc_samples is None or hyper.mc_samples < 1:
-        raise UserError(f"mc_samples: expected at least 1, received {hyper.mc_samples}")
-    check_given(hyper, "std_init", "mean_learning_rate")
-
-
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def cost(problem: Problem, hyper: MetaBgdHyperparameters) -> Cost:
     """Counts a meta-gradient per draw and glance, and the reservoir."""
-    draws = hyper.mc_samples or 0
+    draws = hyper.mc_samples
     return Cost(
         updates_per_row(hyper) * draws * rows_in_meta_gradient(hyper),
         (hyper.capacity or 0) * bytes_of(problem.example),
     )
 
 
-def metabgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def metabgd(problem: Problem, hyper: MetaBgdHyperparameters) -> lm.Learner:
     """Meta-BGD: means and deviations of weights and step sizes by Bayes' rule.
 
     Each of ``glances`` updates takes ``mc_samples`` draws; each draw has parameters, a
@@ -169,9 +179,10 @@ def metabgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         arXiv:1906.05201; Zeno et al. 2018, arXiv:1803.10123.
 
     Raises:
-        UserError: ``mc_samples`` < 1, or a rate or deviation that is not above 0.
+        UserError: ``mc_samples`` < 1.
     """
-    _check(hyper)
+    if hyper.mc_samples < 1:
+        raise UserError(f"mc_samples: expected at least 1, received {hyper.mc_samples}")
     reservoir = lm.make_reservoir(
         hyper.capacity, problem.example, acceptance=hyper.acceptance
     )

@@ -15,8 +15,8 @@ from experiments.methods.cost import (
     updates_per_row,
 )
 from experiments.methods.descent import clipped_sgd
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.schema.hyperparameters import Hyperparameters
 
 
 class SgdState(NamedTuple):

@@ -56,7 +56,7 @@ def derive(stored: Mapping[str, Any]) -> dict[str, float]:
     """
     from experiments.config.benchmarks import Benchmark
     from experiments.config.run_config import RunConfig
-    from experiments.methods.hyperparameters import Hyperparameters
+    from experiments.methods import METHODS
     from experiments.training.batches import DataForm
 
     def fields(kind):
@@ -70,7 +70,8 @@ def derive(stored: Mapping[str, Any]) -> dict[str, float]:
         shape = (math.prod(shape),)
     try:
         benchmark = Benchmark(**fields(Benchmark) | {"name": stored["benchmark"]})
-        hyper = Hyperparameters(**fields(Hyperparameters))
+        told = METHODS[stored["method"]].told
+        hyper = told(**fields(told))
         config = RunConfig(
             benchmark, stored["method"], (), hyper, setting=stored["setting"]
         )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from experiments.config import request
 from experiments.config.request import Request
 from experiments.config.run_config import RunConfig, shape_of
-from experiments.methods.hyperparameters import kinds
+from experiments.methods import kinds
 from experiments.support.errors import UserError
 from experiments.training.session import Part
 
