@@ -1,7 +1,8 @@
 """The command ``bench``."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,7 +48,6 @@ def bench(
     from experiments.bench.settings import Settings
     from experiments.config import benchmarks
     from experiments.data import sources
-    from experiments.run_folder.environment import environment
 
     names = names or ["update"]
     if "all" in names:
@@ -64,15 +64,23 @@ def bench(
     if json_file is not None and json_file.exists():
         benching.read(json_file)  # a file that is none of ours stops this at once
     for name in dict.fromkeys(names):
-        here = environment()
-
-        def keep(results, name=name, here=here):
-            if json_file is not None:
-                record = benching.Record(here, results)
-                benching.write(json_file, {name: record})
-
+        keep = _keeper(name, json_file)
         settings = Settings(chosen, data_dir, rounds, quick, keep)
         with terminal.console.status(f"measuring {name}"):
             results = benching.measure(name, settings)
         benching.show(results, terminal.console)
         keep(results)
+
+
+def _keeper(name: str, json_file: Path | None) -> Callable[[Sequence[Any]], None]:
+    """Returns what writes the results of a bench, so far or all, where one asked."""
+    from experiments import bench as benching
+    from experiments.run_folder.environment import environment
+
+    here = environment()
+
+    def keep(results: Sequence[Any]) -> None:
+        if json_file is not None:
+            benching.write(json_file, {name: benching.Record(here, results)})
+
+    return keep

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.config.benchmark_table import SPLIT, TABLE
+from experiments.config.holding_out import VALIDATION, hold_out
 from experiments.data import own_streams, sources, streams
 from experiments.schema.benchmark import Benchmark
 from experiments.support import registry
@@ -21,8 +22,6 @@ STREAMS = {
     "permutations": streams.permutation_stream,
 }
 _OWN_STREAMS: dict[str, own_streams.StreamFn] = {}
-_VALIDATION = 1
-"""Second part of the seeds of tasks for validation; those of the test have one part."""
 
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in TABLE}
@@ -98,15 +97,7 @@ def register(
         draw_own = own_streams.same_for_all(stream)
     else:
         draw_own = None if isinstance(stream, str) else stream
-    kind = stream if isinstance(stream, str) else name
-    if kind == name and name in (*STREAMS, SPLIT):
-        raise UserError(f"{name}: is the name of a stream that there is")
-    if isinstance(stream, str) and stream not in (known := (*STREAMS, SPLIT)):
-        raise UserError(
-            f"{name}: stream: expected one of {', '.join(known)}, received {stream!r}"
-        )
-    if (kind == SPLIT) > (fields.get("classes_per_task") is not None):
-        raise UserError(f"{name}: classes_per_task: expected for a split")
+    kind = _kind(name, stream, fields.get("classes_per_task"))
     if num_tasks is None or rows_per_task is None:
         raise UserError(f"{name}: num_tasks, rows_per_task: expected whole numbers")
     fields |= {"num_tasks": num_tasks, "rows_per_task": rows_per_task}
@@ -122,6 +113,21 @@ def register(
     if not isinstance(data, str):
         sources.register(name, data if callable(data) else lambda: data)
     return made
+
+
+def _kind(name: str, stream: Any, classes_per_task: int | None) -> str:
+    """Names the stream of a person's own benchmark: as given, or as the benchmark."""
+    known = (*STREAMS, SPLIT)
+    kind = stream if isinstance(stream, str) else name
+    if kind == name and name in known:
+        raise UserError(f"{name}: is the name of a stream that there is")
+    if isinstance(stream, str) and stream not in known:
+        raise UserError(
+            f"{name}: stream: expected one of {', '.join(known)}, received {stream!r}"
+        )
+    if kind == SPLIT and classes_per_task is None:
+        raise UserError(f"{name}: classes_per_task: expected for a split")
+    return kind
 
 
 def get_benchmark(name: str) -> Benchmark:
@@ -197,7 +203,7 @@ def draw(
     all_rows = np.arange(len(source.test_labels), dtype=np.int32)
     all_rows = np.broadcast_to(all_rows, (num_tasks, all_rows.size))
 
-    def stack(name, default):
+    def stack(name, default) -> np.ndarray:
         values = [getattr(stream, name) for stream in drawn]
         return np.stack([default if value is None else value for value in values])
 
@@ -240,27 +246,6 @@ def with_tasks_of(benchmark: Benchmark, num_classes: int) -> Benchmark:
     return dataclasses.replace(benchmark, num_tasks=num_tasks)
 
 
-def hold_out(source: sources.Source) -> sources.Source:
-    """Puts a tenth of the training rows of every class in the place of the test rows.
-
-    Which rows does not depend on any seed. A run on what is left sees no test row.
-    """
-    counts = np.bincount(source.train_labels, minlength=source.num_classes)
-    generator = np.random.default_rng(_VALIDATION)
-    order = generator.permutation(len(source.train_labels))
-    by_class = order[np.argsort(source.train_labels[order], kind="stable")]
-    starts = np.cumsum(counts) - counts
-    rank = np.arange(len(order)) - np.repeat(starts, counts)
-    is_held = rank < np.repeat(-(-counts // 10), counts)
-    held, kept = np.sort(by_class[is_held]), np.sort(by_class[~is_held])
-    return source._replace(
-        train_images=source.train_images[kept],
-        train_labels=source.train_labels[kept],
-        test_images=source.train_images[held],
-        test_labels=source.train_labels[held],
-    )
-
-
 def _draw_stream(
     benchmark: Benchmark,
     source: sources.Source,
@@ -275,9 +260,9 @@ def _draw_stream(
     }
     own: streams.Seed = seed
     if not is_test:
-        own = (seed, _VALIDATION)
+        own = (seed, VALIDATION)
         if stream_seed is not None:
-            sizes["map_seed"] = (stream_seed, _VALIDATION)
+            sizes["map_seed"] = (stream_seed, VALIDATION)
     if benchmark.stream == SPLIT:
         if not is_test:
             sizes["validation_fraction"] = 0.0  # held out already

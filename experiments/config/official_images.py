@@ -24,42 +24,32 @@ def _images(capacity: int, epochs: int) -> tuple[Values, ...]:
 
 
 def _image_presets(
-    capacity: int,
-    passes: str,
-    *,
-    lamaml: dict[str, Any],
-    sync: dict[str, Any],
-    cmaml: dict[str, Any],
-    la_er: dict[str, Any],
-    er: dict[str, Any],
-    gem: dict[str, Any],
-    agem: dict[str, Any],
-    icarl: dict[str, Any],
-    metabgd: dict[str, Any],
-    iid_rate: float,
+    capacity: int, passes: str, *, iid_rate: float, **own: Values
 ) -> dict[str, Values]:
-    """Builds the presets of one image benchmark from what its commands set."""
+    """Builds the presets of one image benchmark from what its commands set, ``own``."""
     plain, replay, meta = _images(capacity, 10 if passes == "multi" else 1)
-    own_lamaml = change(meta, max_grad_norm=1.0, inner_clip=1.0, **lamaml)
-    own_cmaml = change(meta, **cmaml)
-    own_er = change(replay, **er)
-    own_online = change(plain, learning_rate=er["learning_rate"])
+    own_lamaml = change(meta, max_grad_norm=1.0, inner_clip=1.0, **own["lamaml"])
+    own_cmaml = change(meta, **own["cmaml"])
+    own_er = change(replay, **own["er"])
+    own_online = change(plain, learning_rate=own["er"]["learning_rate"])
     presets = {
         "lamaml": own_lamaml,
-        "sync": change(meta, **sync),
+        "sync": change(meta, **own["sync"]),
         "cmaml": own_cmaml,
-        "la_er": change(meta, first_order=True, objective=None, **la_er),
+        "la_er": change(meta, first_order=True, objective=None, **own["la_er"]),
         "vrmcl": change(own_lamaml, momentum=0.5),
         "oml": own_cmaml,
         "er": own_er,
         "er_ace": own_er,
         "derpp": change(own_er, replay_size=10, logit_weight=0.1, label_weight=0.5),
-        "gem": change(plain, memory_per_task=10, margin=0.5, **gem),
-        "agem": change(plain, memory_per_task=10, **agem),
-        "icarl": change(plain, capacity=capacity, distillation_weight=1.0, **icarl),
+        "gem": change(plain, memory_per_task=10, margin=0.5, **own["gem"]),
+        "agem": change(plain, memory_per_task=10, **own["agem"]),
+        "icarl": change(
+            plain, capacity=capacity, distillation_weight=1.0, **own["icarl"]
+        ),
         "ewc": change(own_online, penalty=20.0, fisher_rows=10),
         "metabgd": change(
-            meta, inner_steps=3, initializer="xavier", mc_samples=2, **metabgd
+            meta, inner_steps=3, initializer="xavier", mc_samples=2, **own["metabgd"]
         ),
         "online": own_online,
     }
@@ -78,7 +68,9 @@ def _image_presets(
     return presets
 
 
-def _rates(init: float, eta: float | None = None, rate: float | None = None, **other):
+def _rates(
+    init: float, eta: float | None = None, rate: float | None = None, **other
+) -> dict[str, Any]:
     return {
         "step_size_init": init,
         "step_size_learning_rate": eta,

@@ -103,11 +103,7 @@ def register(
     label: str | None = None,
     color: str | None = None,
     marker: str | None = None,
-    cost: Callable[[Problem, Any], Cost] | None = None,
-    needs_tasks: bool = False,
-    needs_own_classes: bool = False,
-    mixes_tasks: bool = False,
-    make_scores: Callable[..., Callable[[Any, Any], Any]] | None = None,
+    **needs: Any,
 ) -> None:
     """Adds a person's own method to the command line, tables and figures.
 
@@ -121,29 +117,25 @@ def register(
         label: its name in tables and figures; ``name`` if None.
         color: of matplotlib's; one that is free if None.
         marker: likewise.
-        cost: as ``Method.cost``, as are all that follow.
-        needs_tasks: as ``Method.needs_tasks``.
-        needs_own_classes: as ``Method.needs_own_classes``.
-        mixes_tasks: as ``Method.mixes_tasks``.
-        make_scores: as ``Method.make_scores``.
+        **needs: other fields of ``Method``: ``cost``, ``needs_tasks``,
+            ``needs_own_classes``, ``needs_one_head``, ``mixes_tasks``, ``make_scores``.
 
     Raises:
         UserError: a name is taken, or a hyper-parameter or colour that cannot be.
     """
+    known = [
+        field for field in Method._fields if field not in ("make", "told", "hyper")
+    ]
+    for word in needs:
+        if word not in known:
+            raise UserError(
+                f"method {name!r}: unknown word {word!r}{did_you_mean(word, known)}"
+            )
     others = [each.told for key, each in METHODS.items() if key != name]
     told = with_own(hyper or {}, others)
-    method = Method(
-        make,
-        cost,
-        type(told),
-        needs_tasks,
-        needs_own_classes,
-        mixes_tasks,
-        make_scores,
-        told,
-    )
+    method = Method(make, told=type(told), hyper=told, **needs)
     registry.add(METHODS, "method", name, method)
-    styles.register(name, label, color, marker, mixes_tasks)
+    styles.register(name, label, color, marker, method.mixes_tasks)
 
 
 def kinds() -> dict[str, Any]:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import valid_rows
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
+from experiments.methods.descent import clip_factor
 from experiments.methods.problem import Problem
 from experiments.methods.projection import end_of, project, project_on_mean
 from experiments.methods.ring import RingMemory, init_memory, store
@@ -84,7 +86,7 @@ def clipped_gradient(
         lambda weights: lm.losses.mean_loss(loss_fn, weights, rows, mask)
     )(weights)
     norm = optax.tree.norm(grads)
-    factor = jnp.minimum(1, max_norm / (norm + 1e-6))
+    factor = clip_factor(norm, max_norm)
     return Gradient(loss, norm, optax.tree.scale(factor, grads))
 
 
@@ -92,7 +94,7 @@ def _gradient_fn(loss_fn: lm.LossFn, hyper: Hyperparameters) -> GradientFn:
     return functools.partial(clipped_gradient, loss_fn, hyper.max_grad_norm)
 
 
-def _visit_past(gradient_fn, weights, memory, is_past, carry, visit):
+def _visit_past(gradient_fn, weights, memory, is_past, carry, visit) -> Any:
     """Hands each past task's clipped gradient to ``visit(task, gradient, carry)``.
 
     Tasks after the last one that is past cost nothing; one before it that is not past
@@ -100,7 +102,7 @@ def _visit_past(gradient_fn, weights, memory, is_past, carry, visit):
     """
     places = jnp.arange(jax.tree.leaves(memory.rows)[0].shape[1])
 
-    def body(task, carry):
+    def body(task, carry) -> Any:
         rows = jax.tree.map(lambda x: x[task], memory.rows)
         mask = (places < memory.num_stored[task]) & is_past[task]
         return visit(task, gradient_fn(weights, rows, mask).clipped, carry)
@@ -117,7 +119,7 @@ def past_gradients(
 ) -> lm.Params:
     """Writes the clipped gradients of past tasks into ``past``, leaves [T, ...]."""
 
-    def visit(task, gradient, past):
+    def visit(task, gradient, past) -> lm.Params:
         return jax.tree.map(lambda all_, one: all_.at[task].set(one), past, gradient)
 
     return _visit_past(gradient_fn, weights, memory, is_past, past, visit)
@@ -131,7 +133,7 @@ def mean_past_gradient(
 ) -> lm.Params:
     """Mean over past tasks of their clipped gradients; 0 if there are none."""
 
-    def visit(_, gradient, total):
+    def visit(_, gradient, total) -> lm.Params:
         return jax.tree.map(jnp.add, total, gradient)
 
     zeros = jax.tree.map(jnp.zeros_like, weights)
@@ -140,7 +142,9 @@ def mean_past_gradient(
     return jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)
 
 
-def _descend(weights, rate, gradient, direction, violations):
+def _descend(
+    weights, rate, gradient, direction, violations
+) -> tuple[lm.Params, EpisodicInfo]:
     info = EpisodicInfo(gradient.loss, gradient.norm, violations)
     return jax.tree.map(lambda w, d: w - rate * d, weights, direction), info
 
@@ -159,7 +163,7 @@ def gem_update(loss_fn: lm.LossFn, hyper: GemHyperparameters) -> Callable[..., A
     """
     gradient_fn = _gradient_fn(loss_fn, hyper)
 
-    def update(carry, batch, mask, memory, is_past):
+    def update(carry, batch, mask, memory, is_past) -> tuple[Any, EpisodicInfo]:
         weights, past = carry
         gradient = gradient_fn(weights, batch, mask)
         past = past_gradients(gradient_fn, weights, memory, is_past, past)
@@ -184,7 +188,7 @@ def agem_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any
     """
     gradient_fn = _gradient_fn(loss_fn, hyper)
 
-    def update(carry, batch, mask, memory, is_past):
+    def update(carry, batch, mask, memory, is_past) -> tuple[Any, EpisodicInfo]:
         (weights,) = carry
         gradient = gradient_fn(weights, batch, mask)
         reference = mean_past_gradient(gradient_fn, weights, memory, is_past)
@@ -224,10 +228,11 @@ def _learner(
         memory = init_memory(problem.num_tasks, hyper.memory_per_task, problem.example)
         return EpisodicState(weights, memory)
 
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[EpisodicState, EpisodicInfo]:
         del key
-        if batch_mask is None:
-            batch_mask = jnp.ones(batch["label"].shape[0], bool)
+        batch_mask = valid_rows(batch, batch_mask)
         task = batch["task"][0]
         memory = store(state.memory, batch, batch_mask & remember, task)
         is_past = memory.num_stored > 0
@@ -266,7 +271,7 @@ def gem(problem: Problem, hyper: GemHyperparameters) -> lm.Learner:
     """
     _check("gem", problem, hyper)
 
-    def start(weights):
+    def start(weights) -> tuple[lm.Params, lm.Params]:
         return weights, jax.tree.map(
             lambda leaf: jnp.zeros((problem.num_tasks, *leaf.shape), leaf.dtype),
             weights,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import valid_rows
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
 from experiments.methods.problem import Problem
@@ -71,10 +72,10 @@ def fisher_diagonal(
         The tree of ``weights``; zeros if no row is valid.
     """
 
-    def row_loss(weights, row):
+    def row_loss(weights, row) -> jax.Array:
         return loss_fn(weights, jax.tree.map(lambda x: x[None], row))[0]
 
-    def add(total, inputs):
+    def add(total, inputs) -> tuple[lm.Params, None]:
         row, is_valid = inputs
         grads = jax.grad(row_loss)(weights, row)
         total = jax.tree.map(
@@ -106,7 +107,7 @@ def add_task(
         ``importance`` and ``anchor`` with the task in them.
     """
 
-    def move(anchor, total, fisher, weights):
+    def move(anchor, total, fisher, weights) -> jax.Array:
         share = jnp.where(total > 0, fisher / jnp.where(total > 0, total, 1), 0)
         return anchor + share * (weights - anchor)
 
@@ -114,7 +115,7 @@ def add_task(
     return total, jax.tree.map(move, anchor, total, fisher, weights)
 
 
-def _penalty(weights, importance, anchor, scale):
+def _penalty(weights, importance, anchor, scale) -> jax.Array:
     terms = jax.tree.map(
         lambda w, f, a: jnp.sum(f * (w - a) ** 2), weights, importance, anchor
     )
@@ -132,6 +133,14 @@ def _push(state: EwcState, batch: lm.Batch, mask: lm.Mask) -> EwcState:
         lambda old, new: old.at[slots].set(new, mode="drop"), state.rows, batch
     )
     return state._replace(rows=rows, num_rows=state.num_rows + place[-1])
+
+
+def _end_task(loss_fn: lm.LossFn, state: EwcState) -> EwcState:
+    """Adds the penalty of the current task, by the Fisher information of its rows."""
+    mask = jnp.arange(state.rows["label"].shape[0]) < state.num_rows
+    fisher = fisher_diagonal(loss_fn, state.weights, state.rows, mask)
+    importance, anchor = add_task(state.importance, state.anchor, fisher, state.weights)
+    return state._replace(importance=importance, anchor=anchor, num_rows=jnp.int32(0))
 
 
 def cost(problem: Problem, hyper: EwcHyperparameters) -> Cost:
@@ -171,17 +180,18 @@ def ewc(problem: Problem, hyper: EwcHyperparameters) -> lm.Learner:
         )
         return EwcState(weights, tx.init(weights), zeros, zeros, rows, jnp.int32(0))
 
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[EwcState, EwcInfo]:
         del key
-        if batch_mask is None:
-            batch_mask = jnp.ones(batch["label"].shape[0], bool)
+        batch_mask = valid_rows(batch, batch_mask)
 
-        def loss(weights):
+        def loss(weights) -> tuple[jax.Array, jax.Array]:
             penalty = _penalty(weights, state.importance, state.anchor, scale)
             mean = lm.losses.masked_mean(problem.loss_fn(weights, batch), batch_mask)
             return mean + penalty, penalty
 
-        def glance(carry, _):
+        def glance(carry, _) -> tuple[Any, EwcInfo]:
             weights, opt_state = carry
             (value, penalty), grads = jax.value_and_grad(loss, has_aux=True)(weights)
             updates, opt_state = tx.update(grads, opt_state, weights)
@@ -194,15 +204,6 @@ def ewc(problem: Problem, hyper: EwcHyperparameters) -> lm.Learner:
         state = _push(state, batch, batch_mask & remember)
         return state._replace(weights=weights, opt_state=opt_state), info
 
-    def end_task(key, state):
-        del key
-        mask = jnp.arange(size) < state.num_rows
-        fisher = fisher_diagonal(problem.loss_fn, state.weights, state.rows, mask)
-        importance, anchor = add_task(
-            state.importance, state.anchor, fisher, state.weights
-        )
-        return state._replace(
-            importance=importance, anchor=anchor, num_rows=jnp.int32(0)
-        )
-
-    return lm.Learner(init, observe, end_task)
+    return lm.Learner(
+        init, observe, lambda key, state: _end_task(problem.loss_fn, state)
+    )

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from experiments.schema.benchmark import Benchmark
 from experiments.schema.fields import fields
@@ -13,7 +13,6 @@ from experiments.schema.run import RunConfig
 from experiments.support.errors import UserError
 from experiments.support.values import checked
 
-T = TypeVar("T")
 _OWN_KINDS = (bool, int, float, str)
 _TAKEN = {
     *("format_version", "first_seed", "grid"),  # other words of configuration files
@@ -82,17 +81,6 @@ def _hint_of(name: str, value: Any, others: Collection[type[Hyperparameters]]) -
                 )
             return typing.get_type_hints(other, include_extras=True)[name]
     return type(value)
-
-
-def given(name: str, value: T | None) -> T:
-    """Returns what a method cannot do without.
-
-    Raises:
-        UserError: it is None.
-    """
-    if value is None:
-        raise UserError(f"{name}: expected a number, received None")
-    return value
 
 
 @functools.cache

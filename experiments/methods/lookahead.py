@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir
 from experiments.methods.cost import (
     Cost,
     bytes_of,
@@ -50,8 +51,8 @@ def _step_size_init(hyper: LookAheadHyperparameters) -> Any:
     }
     if hyper.grain == "all":
         return lambda weights: jnp.asarray(value, jnp.float32)
-    if hyper.grain in grains:
-        return lambda weights: jax.tree.map(grains[hyper.grain], weights)
+    if (rates := grains.get(hyper.grain or "parameter")) is not None:
+        return lambda weights: jax.tree.map(rates, weights)
     return value
 
 
@@ -64,9 +65,7 @@ def make_memory(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Reservo
             num_classes=problem.num_classes,
             label_fn=_labels,
         )
-    return lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
+    return make_reservoir(hyper, problem.example)
 
 
 def _labels(rows: lm.Batch) -> jax.Array:
@@ -74,10 +73,9 @@ def _labels(rows: lm.Batch) -> jax.Array:
 
 
 def make_inner_tx(hyper: Hyperparameters) -> optax.GradientTransformation | None:
-    """What inner gradients pass through, or None."""
-    if hyper.inner_momentum is None:
-        return None
-    return optax.trace(hyper.inner_momentum)
+    """What inner gradients pass through, or None; of methods that look ahead only."""
+    momentum = getattr(hyper, "inner_momentum", None)
+    return None if momentum is None else optax.trace(momentum)
 
 
 def make_unroll(problem: Problem, hyper: Hyperparameters) -> int | None:

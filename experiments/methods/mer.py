@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir, scan_glances, valid_rows
 from experiments.methods.cost import Cost, bytes_of
+from experiments.methods.descent import clip_factor
 from experiments.methods.problem import Problem
 from experiments.schema.fields import POSITIVE, Count, Share
 from experiments.schema.hyperparameters import Hyperparameters
@@ -61,7 +63,7 @@ def _norm(tree: lm.Params) -> jax.Array:
     step; the product is vectorised.
     """
 
-    def sum_of_squares(leaf):
+    def sum_of_squares(leaf) -> jax.Array:
         squares = leaf * leaf
         if leaf.ndim > 1:
             squares = squares.reshape(-1, leaf.shape[-1])
@@ -86,23 +88,23 @@ def make_descent(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., An
 
     Returns:
         ``descend(weights, rows, mask) -> weights, info`` with leaves [N, ...] and a
-        ``StepInfo`` of leaves [N]. Each gradient is scaled by ``min(1, max_grad_norm /
-        (norm + 1e-6))``; a row with mask False takes no step.
+        ``StepInfo`` of leaves [N]. Each gradient is clipped to ``max_grad_norm``; a row
+        with mask False takes no step.
     """
 
-    def step(weights, inputs):
+    def step(weights, inputs) -> tuple[lm.Params, StepInfo]:
         row, valid = jax.tree.map(lambda x: x[None], inputs)
         loss, grads = jax.value_and_grad(
             lambda weights: lm.losses.mean_loss(loss_fn, weights, row, valid)
         )(weights)
         norm = _norm(grads)
-        rate = hyper.learning_rate * jnp.minimum(1, hyper.max_grad_norm / (norm + 1e-6))
+        rate = hyper.learning_rate * clip_factor(norm, hyper.max_grad_norm)
         weights = jax.tree.map(
             lambda w, g: w - rate.astype(g.dtype) * g, weights, grads
         )
         return weights, StepInfo(loss, norm)
 
-    def descend(weights, rows, mask):
+    def descend(weights, rows, mask) -> tuple[lm.Params, StepInfo]:
         return jax.lax.scan(step, weights, (rows, mask))
 
     return descend
@@ -121,7 +123,7 @@ def make_round(loss_fn: lm.LossFn, hyper: MerHyperparameters) -> Callable[..., A
     """
     descend = make_descent(loss_fn, hyper)
 
-    def round_fn(weights, rows, mask):
+    def round_fn(weights, rows, mask) -> tuple[lm.Params, StepInfo]:
         end, info = descend(weights, rows, mask)
         return interpolate(weights, end, hyper.within_rate), info
 
@@ -148,6 +150,41 @@ def cost(problem: Problem, hyper: MerHyperparameters) -> Cost:
     )
 
 
+def _make_observe_row(
+    loss_fn: lm.LossFn, hyper: MerHyperparameters, reservoir: lm.Reservoir
+) -> Callable[..., Any]:
+    """Builds the rounds of one incoming row, after which it is offered."""
+    round_fn = make_round(loss_fn, hyper)
+
+    def observe_row(state, inputs) -> tuple[MerState, Any]:
+        key, row, valid, remember = inputs
+        replay_key, add_key = jax.random.split(key)
+        row, valid = jax.tree.map(lambda x: x[None], (row, valid))
+
+        # The row is offered by the last round's draw, which reads before it writes:
+        # an ``add`` of its own, after the draws, would copy the reservoir.
+        def one_round(state, inputs) -> tuple[MerState, Any]:
+            round_key, is_last = inputs
+            old, old_mask, memory = reservoir.sample_and_add(
+                round_key,
+                add_key,
+                state.reservoir,
+                hyper.replay_size,
+                row,
+                valid & remember & is_last,
+            )
+            rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), row, old)
+            row_mask = jnp.concatenate([valid, old_mask & valid])
+            weights, info = round_fn(state.weights, rows, row_mask)
+            return MerState(weights, memory), (info, row_mask)
+
+        end, infos = scan_glances(one_round, state, replay_key, hyper.rounds)
+        weights = interpolate(state.weights, end.weights, hyper.across_rate)
+        return MerState(weights, end.reservoir), infos
+
+    return observe_row
+
+
 def mer(problem: Problem, hyper: MerHyperparameters) -> lm.Learner:
     """MER, algorithm 1: experience replay inside two nested Reptile updates.
 
@@ -167,52 +204,23 @@ def mer(problem: Problem, hyper: MerHyperparameters) -> lm.Learner:
     """
     if hyper.rounds < 1:
         raise UserError(f"rounds: expected at least 1, received {hyper.rounds}")
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
-    round_fn = make_round(problem.loss_fn, hyper)
+    reservoir = make_reservoir(hyper, problem.example)
+    observe_row = _make_observe_row(problem.loss_fn, hyper, reservoir)
 
     def init(key: lm.Key, weights: lm.Params) -> MerState:
         del key
         return MerState(weights, reservoir.init())
 
-    def observe_row(state, inputs):
-        key, row, valid, remember = inputs
-        replay_key, add_key = jax.random.split(key)
-        row, valid = jax.tree.map(lambda x: x[None], (row, valid))
-
-        # The row is offered by the last round's draw, which reads before it writes:
-        # an ``add`` of its own, after the draws, would copy the reservoir.
-        def one_round(state, inputs):
-            round_key, is_last = inputs
-            old, old_mask, memory = reservoir.sample_and_add(
-                round_key,
-                add_key,
-                state.reservoir,
-                hyper.replay_size,
-                row,
-                valid & remember & is_last,
-            )
-            rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), row, old)
-            row_mask = jnp.concatenate([valid, old_mask & valid])
-            weights, info = round_fn(state.weights, rows, row_mask)
-            return MerState(weights, memory), (info, row_mask)
-
-        keys = jax.random.split(replay_key, hyper.rounds)
-        is_last = jnp.arange(hyper.rounds) == hyper.rounds - 1
-        end, infos = jax.lax.scan(one_round, state, (keys, is_last))
-        weights = interpolate(state.weights, end.weights, hyper.across_rate)
-        return MerState(weights, end.reservoir), infos
-
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[MerState, MerInfo]:
         num_rows = jax.tree.leaves(batch)[0].shape[0]
-        if batch_mask is None:
-            batch_mask = jnp.ones(num_rows, bool)
+        batch_mask = valid_rows(batch, batch_mask)
         keys = jax.random.split(key, num_rows)
         remembered = jnp.broadcast_to(remember, (num_rows,))
-        state, infos = jax.lax.scan(
+        state, (info, row_masks) = jax.lax.scan(
             observe_row, state, (keys, batch, batch_mask, remembered)
         )
-        return state, _summary(*infos, batch_mask)
+        return state, _summary(info, row_masks, batch_mask)
 
     return lm.Learner(init, observe)

@@ -1,6 +1,7 @@
 """Meta-BGD: Bayesian gradient descent on the meta-loss of La-MAML."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -10,6 +11,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir, valid_rows
 from experiments.methods.cost import (
     Cost,
     bytes_of,
@@ -112,12 +114,14 @@ def make_update(
     )
     clip = clip_by_norm(hyper.max_grad_norm)
 
-    def update(mean, std, noise, support, query, support_mask, query_mask):
-        def draw(sums, inputs):
-            noise, *data, support_mask, query_mask = inputs
+    def update(
+        mean, std, noise, support, query, support_mask, query_mask
+    ) -> tuple[lm.MetaParams, lm.MetaParams, MetaBgdInfo]:
+        def draw(sums, inputs) -> tuple[Any, MetaBgdInfo]:
+            noise, support, query, support_mask, query_mask = inputs
             params = jax.tree.map(lambda m, s, n: m + s * n, mean, std, noise)
             (loss, _), grads = meta_value_and_grad(
-                params, *data, support_mask, query_mask
+                params, support, query, support_mask, query_mask
             )
             info = MetaBgdInfo(loss, *map(optax.tree.norm, grads))
             clipped, _ = clip.update(grads.weights, optax.EmptyState())
@@ -135,7 +139,7 @@ def make_update(
         num_draws = infos.meta_loss.shape[0]
         expected = jax.tree.map(lambda total: total / num_draws, sums)
         pairs = jax.tree.map(
-            lambda *leaves: bayes_update(*leaves, hyper.mean_learning_rate),
+            functools.partial(bayes_update, rate=hyper.mean_learning_rate),
             mean,
             std,
             *expected,
@@ -162,6 +166,50 @@ def cost(problem: Problem, hyper: MetaBgdHyperparameters) -> Cost:
     )
 
 
+def _begin(
+    hyper: MetaBgdHyperparameters, weights: lm.Params
+) -> tuple[lm.Params, lm.Params, lm.Params, lm.Params]:
+    """Means of weights and step sizes, and the deviations of both."""
+    step_sizes, weight_stds, step_size_stds = (
+        jax.tree.map(lambda w, value=value: jnp.full_like(w, value), weights)
+        for value in (hyper.step_size_init, hyper.std_init, hyper.std_init)
+    )
+    return weights, step_sizes, weight_stds, step_size_stds
+
+
+def _draw(
+    hyper: Hyperparameters,
+    reservoir: lm.Reservoir,
+    add_key: lm.Key,
+    weights: lm.Params,
+    incoming: tuple[lm.Batch, lm.Mask, Any],
+    memory: lm.ReservoirState,
+    inputs: tuple[lm.Key, jax.Array],
+) -> tuple[lm.ReservoirState, Any]:
+    """Draws noise like ``weights``, a shuffle of the incoming rows, and rows to replay.
+
+    ``incoming`` are rows, their mask and whether they are remembered; ``inputs`` a key
+    and whether this is the draw that offers them to the reservoir.
+    """
+    key, is_first = inputs
+    batch, batch_mask, remember = incoming
+    noise_key, shuffle_key, replay_key = jax.random.split(key, 3)
+    support, support_mask, rows, row_mask = lm.split_support(
+        shuffle_key, batch, batch_mask, hyper.inner_steps
+    )
+    old, old_mask, memory = reservoir.sample_and_add(
+        replay_key,
+        add_key,
+        memory,
+        hyper.replay_size,
+        rows,
+        row_mask & remember & is_first,
+    )
+    query, query_mask = lm.join_replay(old, old_mask, batch, batch_mask)
+    noise = normal_like(noise_key, lm.MetaParams(weights, weights))
+    return memory, (noise, support, query, support_mask, query_mask)
+
+
 def metabgd(problem: Problem, hyper: MetaBgdHyperparameters) -> lm.Learner:
     """Meta-BGD: means and deviations of weights and step sizes by Bayes' rule.
 
@@ -183,44 +231,24 @@ def metabgd(problem: Problem, hyper: MetaBgdHyperparameters) -> lm.Learner:
     """
     if hyper.mc_samples < 1:
         raise UserError(f"mc_samples: expected at least 1, received {hyper.mc_samples}")
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
+    reservoir = make_reservoir(hyper, problem.example)
     update = make_update(problem.loss_fn, hyper)
 
-    def init(key: lm.Key, weights: lm.Params) -> MetaBgdState:
-        del key
-        step_sizes, *stds = (
-            jax.tree.map(lambda w, value=value: jnp.full_like(w, value), weights)
-            for value in (hyper.step_size_init, hyper.std_init, hyper.std_init)
-        )
-        return MetaBgdState(weights, step_sizes, *stds, reservoir.init())
-
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
-        if batch_mask is None:
-            batch_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
-        weights = state.weights  # of which noise has the shapes
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[MetaBgdState, MetaBgdInfo]:
+        batch_mask = valid_rows(batch, batch_mask)
         glances_key, add_key = jax.random.split(key)
+        draw = functools.partial(
+            _draw,
+            hyper,
+            reservoir,
+            add_key,
+            state.weights,
+            (batch, batch_mask, remember),
+        )
 
-        def draw(memory, inputs):
-            key, is_first = inputs
-            noise_key, shuffle_key, replay_key = jax.random.split(key, 3)
-            support, support_mask, rows, row_mask = lm.split_support(
-                shuffle_key, batch, batch_mask, hyper.inner_steps
-            )
-            old, old_mask, memory = reservoir.sample_and_add(
-                replay_key,
-                add_key,
-                memory,
-                hyper.replay_size,
-                rows,
-                row_mask & remember & is_first,
-            )
-            query, query_mask = lm.join_replay(old, old_mask, batch, batch_mask)
-            noise = normal_like(noise_key, lm.MetaParams(weights, weights))
-            return memory, (noise, support, query, support_mask, query_mask)
-
-        def glance(state, inputs):
+        def glance(state, inputs) -> tuple[MetaBgdState, MetaBgdInfo]:
             key, is_first = inputs
             keys = jax.random.split(key, hyper.mc_samples)
             is_first &= jnp.arange(hyper.mc_samples) == 0
@@ -228,9 +256,14 @@ def metabgd(problem: Problem, hyper: MetaBgdHyperparameters) -> lm.Learner:
             mean = lm.MetaParams(state.weights, state.step_sizes)
             std = lm.MetaParams(state.weight_stds, state.step_size_stds)
             mean, std, info = update(mean, std, *draws)
-            return MetaBgdState(*mean, *std, memory), info
+            moments = mean.weights, mean.step_sizes, std.weights, std.step_sizes
+            return MetaBgdState(*moments, memory), info
 
         keys = jax.random.split(glances_key, hyper.glances)
         return jax.lax.scan(glance, state, (keys, jnp.arange(hyper.glances) == 0))
+
+    def init(key: lm.Key, weights: lm.Params) -> MetaBgdState:
+        del key
+        return MetaBgdState(*_begin(hyper, weights), reservoir.init())
 
     return lm.Learner(init, observe)
