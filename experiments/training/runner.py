@@ -71,7 +71,7 @@ class Inputs(NamedTuple):
 
 
 Group = Sequence[RunConfig]
-"""Runs that differ in ``hyperparameters.rates_of`` only. One compiled program trains them
+"""Runs that differ in ``rates_of`` only. One compiled program trains them
 side by side: where others have S seeds, it has those of each run in turn."""
 
 
