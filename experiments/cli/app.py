@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from experiments.cli import bench, data, report, run, sweep, terminal
+from experiments.cli import bench, data, report, run, starting, sweep, terminal
 from experiments.cli.options import Plugins
 from experiments.support import naming, printing, stopping
 from experiments.support.errors import UserError
@@ -58,7 +58,7 @@ def list_(
     plugin: Plugins = None,
 ) -> None:
     """List benchmarks and methods, or the published hyper-parameters on one."""
-    terminal.load_plugins(plugin)
+    starting.load_plugins(plugin)
     from experiments.cli import listing
     from experiments.config import benchmarks
 

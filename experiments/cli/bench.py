@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.cli import terminal
+from experiments.cli import starting, terminal
 from experiments.cli.options import DataDir, local_only
 from experiments.support.errors import UserError
 
@@ -60,7 +60,7 @@ def bench(
         raise UserError(f"--rounds: expected at least 1, received {rounds}")
     chosen = benchmarks.get_benchmark(benchmark)
     sources.check_source(chosen.source, data_dir)
-    terminal.start_jax(devices, cache=False)
+    starting.start_jax(devices, cache=False)
     if json_file is not None and json_file.exists():
         benching.read(json_file)  # a file that is none of ours stops this at once
     for name in dict.fromkeys(names):

@@ -74,9 +74,7 @@ class Doing:
     goes on with what was interrupted, and leaves what is complete."""
     checkpoint_every: Annotated[float, typer.Option(min=0)] = 60.0
     """Seconds between checkpoints at least."""
-    data_dir: Path | None = None
-    """Folder of the prepared data sets [default: $TFDS_DATA_DIR or
-    ~/tensorflow_datasets]"""
+    data_dir: DataDir = None
     compile_cache: bool = True
     """Keep compiled programs for later runs."""
     devices: int | None = None
@@ -87,11 +85,7 @@ class Doing:
     ] = None
     """Any hyper-parameter that `list` shows, such as --set momentum=0.9; repeat it for
     several."""
-    plugin: Annotated[
-        list[str] | None, typer.Option("--plugin", metavar="FILE_OR_MODULE")
-    ] = None
-    """First import this file of yours, which registers benchmarks, methods or networks;
-    repeat it for several."""
+    plugin: Plugins = None
 
 
 def protocol_options(but: Collection[str] = ()) -> list[inspect.Parameter]:
@@ -135,7 +129,7 @@ def own_options(kind: type) -> list[inspect.Parameter]:
         if typing.get_origin(hint) is Annotated:
             hint, option = typing.get_args(hint)
         option = typer.Option() if option is None else copy.copy(option)
-        option.help = help_of[field.name]
+        option.help = help_of.get(field.name, option.help)
         if field.default is False:  # an option --no-x would mean what no option does
             option.param_decls = (f"--{field.name.replace('_', '-')}",)
         if hint in (Path, Path | None):

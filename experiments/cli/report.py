@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.cli import terminal
+from experiments.cli import starting, terminal
 from experiments.cli.options import Plugins, local_only
 
 
@@ -36,7 +36,7 @@ def report(
     plugin: Plugins = None,
 ) -> None:
     """Make tables and figures from any set of run folders; never trains."""
-    terminal.load_plugins(plugin)
+    starting.load_plugins(plugin)
     from experiments import report as reporting
 
     reporting.make_report(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from experiments.cli import options, terminal
+from experiments.cli import options, starting, terminal
 from experiments.support import stopping
 from experiments.support.errors import UserError
 
@@ -65,7 +65,7 @@ def run(context: typer.Context, given: dict[str, Any], doing: RunDoing) -> None:
     Sizes and hyper-parameters, the options from --num-tasks on, are the published ones
     unless given; `list BENCHMARK` shows them.
     """
-    terminal.load_plugins(doing.plugin, doing.devices)
+    starting.load_plugins(doing.plugin, doing.devices)
     from experiments.config import request
     from experiments.data import sources
     from experiments.training import launch, placement
@@ -125,10 +125,10 @@ def _begin(
 
     if not doing.distributed:
         take()
-        terminal.start_jax(doing.devices, doing.compile_cache)
+        starting.start_jax(doing.devices, doing.compile_cache)
         return
     processes = doing.coordinator, doing.num_processes, doing.process_id
-    terminal.start_jax(doing.devices, doing.compile_cache, processes)
+    starting.start_jax(doing.devices, doing.compile_cache, processes)
     is_first = placement.is_first_process()
     terminal.console.quiet = not is_first
     if is_first:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from experiments.cli import options, terminal
+from experiments.cli import options, starting, terminal
 from experiments.support import stopping
 
 if TYPE_CHECKING:  # jax is imported once devices are chosen
@@ -54,7 +54,7 @@ def sweep(context: typer.Context, given: dict[str, Any], doing: SweepDoing) -> N
     was interrupted goes on by the same command. Each method's best point is written to
     best.json, for `run --config`.
     """
-    terminal.load_plugins(doing.plugin, doing.devices)
+    starting.load_plugins(doing.plugin, doing.devices)
     from experiments.config import request
     from experiments.data import sources
     from experiments.report.leaderboard import leaderboard
@@ -71,7 +71,7 @@ def sweep(context: typer.Context, given: dict[str, Any], doing: SweepDoing) -> N
     hearing = context.with_resource(contextlib.ExitStack())
     stop = hearing.enter_context(stopping.requests(terminal.tell))
     launch.take_folders(held, folders, doing.fresh, by_method, terminal.tell)
-    terminal.start_jax(doing.devices, doing.compile_cache)
+    starting.start_jax(doing.devices, doing.compile_cache)
     launch.tell_presets(planned, terminal.tell)
     diverged = {}
     for name in dict.fromkeys(point.asked.benchmark.name for point in points):
