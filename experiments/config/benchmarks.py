@@ -1,4 +1,4 @@
-"""Benchmarks by name, a person's own too, and the streams drawn for them."""
+"""Named benchmarks as data: source, stream, model and protocol."""
 
 import dataclasses
 import typing
@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.config.benchmark_table import SPLIT, TABLE
-from experiments.config.holding_out import VALIDATION, hold_out
 from experiments.data import own_streams, sources, streams
+from experiments.networks import REDUCED_RESNET
 from experiments.schema.benchmark import Benchmark
 from experiments.support import registry
 from experiments.support.errors import UserError
@@ -21,10 +20,117 @@ STREAMS = {
     "rotations": streams.rotation_stream,
     "permutations": streams.permutation_stream,
 }
+SPLIT = "split"
+"""The stream whose tasks have classes of their own."""
 _OWN_STREAMS: dict[str, own_streams.StreamFn] = {}
+_VALIDATION = 1
+"""Second part of the seeds of tasks for validation; those of the test have one part."""
 
 
-BENCHMARKS = {benchmark.name: benchmark for benchmark in TABLE}
+_FAMILIES = (
+    ("mnist", "mnist", "MNIST"),
+    ("fashion-mnist", "fashion_mnist", "Fashion-MNIST"),
+)
+
+BENCHMARKS = {
+    b.name: b
+    for b in [
+        Benchmark(
+            "digits-rotations",
+            "digits",
+            "rotations",
+            num_tasks=20,
+            rows_per_task=200,
+            description="20 rotations of scikit-learn's digits, 200 rows each",
+        ),
+        *(
+            Benchmark(
+                f"{prefix}-{kind}",
+                source,
+                stream,
+                num_tasks=num_tasks,
+                rows_per_task=rows,
+                eval_every=every,
+                description=f"{num_tasks} {stream} of {title}, {rows} rows each",
+            )
+            for prefix, source, title in _FAMILIES
+            for kind, stream, num_tasks, rows, every in [
+                ("rotations", "rotations", 20, 1000, 1),
+                ("permutations", "permutations", 20, 1000, 1),
+                ("many", "permutations", 100, 200, 10),
+            ]
+        ),
+        Benchmark(
+            "fashion-mnist-split",
+            "fashion_mnist",
+            SPLIT,
+            num_tasks=5,
+            rows_per_task=1000,
+            classes_per_task=2,
+            description="Fashion-MNIST in 5 tasks of 2 classes, 1000 rows each",
+        ),
+        Benchmark(
+            "cifar100-split",
+            "cifar100",
+            SPLIT,
+            num_tasks=20,
+            rows_per_task=2250,
+            classes_per_task=5,
+            channels=(160, 160, 160),
+            hidden=(320, 320),
+            augment=("crop", "flip", "brightness"),
+            mean=(0.5071, 0.4867, 0.4408),
+            std=(0.2675, 0.2565, 0.2761),
+            description="CIFAR-100 in 20 tasks of 5 classes, 2250 rows each",
+        ),
+        Benchmark(
+            "tinyimagenet-split",
+            "tiny_imagenet",
+            SPLIT,
+            num_tasks=40,
+            rows_per_task=2250,
+            classes_per_task=5,
+            channels=(160, 160, 160, 160),
+            hidden=(640, 640),
+            augment=("crop", "flip"),
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            description="Tiny ImageNet in 40 tasks of 5 classes, 2250 rows each",
+        ),
+        Benchmark(
+            "mnist-online",
+            "mnist",
+            SPLIT,
+            num_tasks=5,
+            rows_per_task=1000,
+            classes_per_task=2,
+            is_online=True,
+            anytime_every=5,
+            description="Online: MNIST's classes arrive by two, 1000 rows of each pair",
+        ),
+        Benchmark(
+            "cifar100-online",
+            "cifar100",
+            SPLIT,
+            num_tasks=20,
+            rows_per_task=2250,
+            classes_per_task=5,
+            channels=(20, 40, 80, 160),
+            hidden=(),
+            augment=("crop", "flip"),
+            mean=(0.5071, 0.4867, 0.4408),
+            std=(0.2675, 0.2565, 0.2761),
+            network=REDUCED_RESNET,
+            is_online=True,
+            anytime_every=25,
+            anytime_rows=100,
+            description=(
+                "Online: CIFAR-100's classes arrive by five, 2250 rows of each five; "
+                "reduced ResNet-18 with GroupNorm in BatchNorm's place"
+            ),
+        ),
+    ]
+}
 
 
 class BenchmarkData(NamedTuple):
@@ -97,7 +203,15 @@ def register(
         draw_own = own_streams.same_for_all(stream)
     else:
         draw_own = None if isinstance(stream, str) else stream
-    kind = _kind(name, stream, fields.get("classes_per_task"))
+    kind = stream if isinstance(stream, str) else name
+    if kind == name and name in (*STREAMS, SPLIT):
+        raise UserError(f"{name}: is the name of a stream that there is")
+    if isinstance(stream, str) and stream not in (known := (*STREAMS, SPLIT)):
+        raise UserError(
+            f"{name}: stream: expected one of {', '.join(known)}, received {stream!r}"
+        )
+    if (kind == SPLIT) > (fields.get("classes_per_task") is not None):
+        raise UserError(f"{name}: classes_per_task: expected for a split")
     if num_tasks is None or rows_per_task is None:
         raise UserError(f"{name}: num_tasks, rows_per_task: expected whole numbers")
     fields |= {"num_tasks": num_tasks, "rows_per_task": rows_per_task}
@@ -113,21 +227,6 @@ def register(
     if not isinstance(data, str):
         sources.register(name, data if callable(data) else lambda: data)
     return made
-
-
-def _kind(name: str, stream: Any, classes_per_task: int | None) -> str:
-    """Names the stream of a person's own benchmark: as given, or as the benchmark."""
-    known = (*STREAMS, SPLIT)
-    kind = stream if isinstance(stream, str) else name
-    if kind == name and name in known:
-        raise UserError(f"{name}: is the name of a stream that there is")
-    if isinstance(stream, str) and stream not in known:
-        raise UserError(
-            f"{name}: stream: expected one of {', '.join(known)}, received {stream!r}"
-        )
-    if kind == SPLIT and classes_per_task is None:
-        raise UserError(f"{name}: classes_per_task: expected for a split")
-    return kind
 
 
 def get_benchmark(name: str) -> Benchmark:
@@ -203,7 +302,7 @@ def draw(
     all_rows = np.arange(len(source.test_labels), dtype=np.int32)
     all_rows = np.broadcast_to(all_rows, (num_tasks, all_rows.size))
 
-    def stack(name, default) -> np.ndarray:
+    def stack(name: str, default: np.ndarray | None) -> np.ndarray:
         values = [getattr(stream, name) for stream in drawn]
         return np.stack([default if value is None else value for value in values])
 
@@ -246,6 +345,27 @@ def with_tasks_of(benchmark: Benchmark, num_classes: int) -> Benchmark:
     return dataclasses.replace(benchmark, num_tasks=num_tasks)
 
 
+def hold_out(source: sources.Source) -> sources.Source:
+    """Puts a tenth of the training rows of every class in the place of the test rows.
+
+    Which rows does not depend on any seed. A run on what is left sees no test row.
+    """
+    counts = np.bincount(source.train_labels, minlength=source.num_classes)
+    generator = np.random.default_rng(_VALIDATION)
+    order = generator.permutation(len(source.train_labels))
+    by_class = order[np.argsort(source.train_labels[order], kind="stable")]
+    starts = np.cumsum(counts) - counts
+    rank = np.arange(len(order)) - np.repeat(starts, counts)
+    is_held = rank < np.repeat(-(-counts // 10), counts)
+    held, kept = np.sort(by_class[is_held]), np.sort(by_class[~is_held])
+    return source._replace(
+        train_images=source.train_images[kept],
+        train_labels=source.train_labels[kept],
+        test_images=source.train_images[held],
+        test_labels=source.train_labels[held],
+    )
+
+
 def _draw_stream(
     benchmark: Benchmark,
     source: sources.Source,
@@ -260,9 +380,9 @@ def _draw_stream(
     }
     own: streams.Seed = seed
     if not is_test:
-        own = (seed, VALIDATION)
+        own = (seed, _VALIDATION)
         if stream_seed is not None:
-            sizes["map_seed"] = (stream_seed, VALIDATION)
+            sizes["map_seed"] = (stream_seed, _VALIDATION)
     if benchmark.stream == SPLIT:
         if not is_test:
             sizes["validation_fraction"] = 0.0  # held out already
