@@ -12,8 +12,8 @@ import optax
 from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig, check_config, num_meta_updates
 from experiments.training import placement
-from experiments.training.probes import batches_per_part
 from experiments.training.inputs import place
+from experiments.training.probes import batches_per_part
 from experiments.training.programs import compile_programs
 
 
