@@ -141,13 +141,13 @@ def _train(
     """Trains what is not complete; returns the seeds that diverged, by folder."""
     from experiments.config import request
     from experiments.data import sources
-    from experiments.training import launch, placement, session
+    from experiments.training import launch, placement, sessions
+    from experiments.training.storing import Part
 
     source = sources.load_source(asked.benchmark.source, doing.data_dir)
     made = request.configs(asked, source.num_classes)
     groups = [
-        [session.Part(config, folder)]
-        for config, folder in zip(made, folders, strict=True)
+        [Part(config, folder)] for config, folder in zip(made, folders, strict=True)
     ]
     mesh = placement.chosen_mesh(doing.devices, doing.mesh, doing.distributed)
     todo = launch.incomplete(groups, terminal.console)
@@ -155,7 +155,7 @@ def _train(
         return {}
     name, out = request.run_name(asked), folders[0].parent
     terminal.console.print(f"[bold]{name}[/]: results in {out}", soft_wrap=True)
-    watch = session.Watch(
+    watch = sessions.Watch(
         terminal.console, doing.checkpoint_every, tuple(told), doing.debug_checks
     )
-    return session.run_groups(todo, source, mesh, watch)
+    return sessions.run_groups(todo, source, mesh, watch)

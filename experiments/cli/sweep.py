@@ -104,12 +104,13 @@ def _train(
     """Trains the points on a benchmark; returns diverged seeds, by folder."""
     from experiments.config import request
     from experiments.data import sources
-    from experiments.training import launch, placement, session
+    from experiments.training import launch, placement, sessions
     from experiments.training import sweep as sweeping
+    from experiments.training.storing import Part
 
     source = sources.load_source(points[0].asked.benchmark.source, doing.data_dir)
     parts = [
-        session.Part(config, doing.out / point.folder)
+        Part(config, doing.out / point.folder)
         for point in points
         for config in request.configs(point.asked, source.num_classes)
     ]
@@ -118,5 +119,5 @@ def _train(
     terminal.console.print(
         f"[bold]{name}[/]: {len(parts)} points; results in {doing.out}"
     )
-    watch = session.Watch(terminal.console, doing.checkpoint_every)
-    return session.run_groups(todo, source, placement.make_mesh(doing.devices), watch)
+    watch = sessions.Watch(terminal.console, doing.checkpoint_every)
+    return sessions.run_groups(todo, source, placement.make_mesh(doing.devices), watch)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a report imports jax only for runs that do not say what they cost
     from experiments.config.run_config import RunConfig
-    from experiments.training.batches import DataForm
+    from experiments.training.inputs import DataForm
 
 GRADIENT_EVALUATIONS = "gradient_evaluations_per_row"
 MEMORY_BYTES = "memory_bytes"
@@ -33,7 +33,7 @@ def cost_record(config: "RunConfig", form: "DataForm") -> dict[str, float]:
         method that does not say.
     """
     from experiments import methods
-    from experiments.training.one_seed import make_problem
+    from experiments.training.problem import make_problem
 
     method = methods.METHODS.get(config.method)
     if method is None or method.cost is None:
@@ -57,21 +57,21 @@ def derive(stored: Mapping[str, Any]) -> dict[str, float]:
     from experiments.config.benchmarks import Benchmark
     from experiments.config.run_config import RunConfig
     from experiments.methods import METHODS
-    from experiments.training.batches import DataForm
+    from experiments.training.inputs import DataForm
 
-    def fields(kind):
+    def fields(kind: Any) -> dict[str, Any]:
         names = {field.name for field in dataclasses.fields(kind)}
         return {name: stored[name] for name in names & stored.keys()}
 
-    if stored.get("source") not in _FORMS:
+    method = METHODS.get(stored["method"])
+    if method is None or stored.get("source") not in _FORMS:
         return {}
     shape, num_classes = _FORMS[stored["source"]]
     if not stored["channels"]:
         shape = (math.prod(shape),)
     try:
         benchmark = Benchmark(**fields(Benchmark) | {"name": stored["benchmark"]})
-        told = METHODS[stored["method"]].told
-        hyper = told(**fields(told))
+        hyper = method.told(**fields(method.told))
         config = RunConfig(
             benchmark, stored["method"], (), hyper, setting=stored["setting"]
         )
