@@ -91,27 +91,35 @@ class Doing:
 def protocol_options(but: Collection[str] = ()) -> list[inspect.Parameter]:
     """Makes an option of each field of ``RunConfig`` but some."""
     held = {"benchmark", "method", "seeds", "hyper", "evaluate_on", "presets_from"}
-    return _unset(RunConfig, fields(RunConfig).keys() - held - {*but})
+    return unset_options(RunConfig, fields(RunConfig).keys() - held - {*but}, True)
 
 
 def size_options(but: Collection[str] = ()) -> list[inspect.Parameter]:
     """Makes options of those fields of a benchmark that are often changed, but some."""
-    return _unset(Benchmark, {*_SIZES} - {*but})
+    return unset_options(Benchmark, {*_SIZES} - {*but})
 
 
 def hyper_options() -> list[inspect.Parameter]:
     """Makes an option of each hyper-parameter that several methods have."""
-    return _unset(Hyperparameters, fields(Hyperparameters))
+    return unset_options(Hyperparameters, fields(Hyperparameters))
 
 
-def _unset(kind: type, names: Collection[str]) -> list[inspect.Parameter]:
-    """Makes options that have no value unless a person gives one."""
+def unset_options(
+    kind: type, names: Collection[str], shows_default: bool = False
+) -> list[inspect.Parameter]:
+    """Makes options of fields, which have no value unless a person gives one.
+
+    Args:
+        kind: a dataclass of ``schema``.
+        names: of its fields.
+        shows_default: whether a choice that is not given is the field's default.
+    """
     help_of = helps(kind)
     made = []
     for field in dataclasses.fields(kind):
         if field.name in names:
             text = help_of[field.name]
-            if kind is RunConfig and fields(kind)[field.name].choices:
+            if shows_default and fields(kind)[field.name].choices:
                 text = f"{text} [default: {field.default}]"
             hint = fields(kind)[field.name].kind | None
             option = typer.Option(help=text)
@@ -176,6 +184,7 @@ def takes(
             annotation=typer.Context,
         )
         signature = inspect.Signature([context, *first, *own, *last])
+        # What typer reads in the place of the function's own; functions declare none.
         setattr(with_options, "__signature__", signature)  # noqa: B010
         return with_options
 

@@ -116,7 +116,7 @@ def made_command(seen):
         """Does nothing."""
         seen.append((given, doing))
 
-    asked = options._unset(Told, fields(Told))
+    asked = options.unset_options(Told, fields(Told))
     app.command()(options.takes(asked[:1], Doing, asked[1:])(command))
     return app
 

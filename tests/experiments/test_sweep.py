@@ -42,6 +42,16 @@ def test_every_method_takes_the_part_of_the_grid_that_it_has():
     assert all(point.asked.options["evaluate_on"] == "validation" for point in points)
 
 
+def test_what_no_preset_sets_can_be_tried_too():
+    grid = {"grain": ["leaf", "all"]}
+    points = sweep.plan({"method": ["lamaml", "er"], "grid": grid})
+    assert [point.folder.name for point in points] == [
+        *("grain=leaf", "grain=all", "presets")
+    ]
+    (config,) = request.configs(points[1].asked)
+    assert config.hyper.grain == "all"
+
+
 def test_points_that_differ_in_rates_only_make_one_group():
     grid = {"step_size_init": [0.1, 0.2, 0.3], "capacity": [10, 20]}
     parts = [
