@@ -56,21 +56,22 @@ def derive(stored: Mapping[str, Any]) -> dict[str, float]:
     """
     from experiments.config.benchmarks import Benchmark
     from experiments.config.run_config import RunConfig
-    from experiments.methods.hyperparameters import Hyperparameters
+    from experiments.methods import METHODS
     from experiments.training.inputs import DataForm
 
     def fields(kind: Any) -> dict[str, Any]:
         names = {field.name for field in dataclasses.fields(kind)}
         return {name: stored[name] for name in names & stored.keys()}
 
-    if stored.get("source") not in _FORMS:
+    method = METHODS.get(stored["method"])
+    if method is None or stored.get("source") not in _FORMS:
         return {}
     shape, num_classes = _FORMS[stored["source"]]
     if not stored["channels"]:
         shape = (math.prod(shape),)
     try:
         benchmark = Benchmark(**fields(Benchmark) | {"name": stored["benchmark"]})
-        hyper = Hyperparameters(**fields(Hyperparameters))
+        hyper = method.told(**fields(method.told))
         config = RunConfig(
             benchmark, stored["method"], (), hyper, setting=stored["setting"]
         )
