@@ -153,7 +153,7 @@ def make_report(
     text = pages.page("Results", [provenance.opening(entries)], content)
     run_folder.write_file(page, text.encode())
     say = functools.partial(console.print, soft_wrap=True, markup=False)
-    say(f"\nall tables and figures are on one page: {page}")
+    say(f"\ntables and figures are in {out_dir}, all on one page in {page.name}")
     folders = list(dict.fromkeys(str(run.folder) for run in runs))
     if not formats and len(folders) <= _FEW:
         command = [*naming.command(), "report", *folders, "--out", str(out_dir)]

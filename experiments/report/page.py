@@ -84,14 +84,20 @@ def _folded(folded: Folded) -> str:
 
 
 def _key(key: Key) -> str:
-    families: dict[str, list[str]] = {}
+    families: dict[str, list[str]] = {
+        name: [] for name in (*styles.FAMILIES, styles.OWN)
+    }
     for method in key.methods:
         color = html.escape(styles.STYLES.get(method, styles.OTHER).color, quote=True)
         name = html.escape(styles.NAMES.get(method, method))
-        families.setdefault(styles.family(method), []).append(
+        families[styles.family(method)].append(
             f"<span><i style='background:{color}'></i>{name}</span>"
         )
-    items = (f"<li><b>{f}</b>{''.join(each)}</li>" for f, each in families.items())
+    items = (
+        f"<li><b>{family}</b>{''.join(names)}</li>"
+        for family, names in families.items()
+        if names
+    )
     return f"<ul class='key'>{''.join(items)}</ul>\n"
 
 

@@ -122,4 +122,4 @@ def opening(entries: Sequence[Entry]) -> str:
         text += f" on {_listed(sorted(devices))}"
     if commits := {c for c in map(commit_text, environments) if c}:
         text += f", at {plural(len(commits), 'commit')}"
-    return text + ". Each run's own are named under Runs."
+    return text + ". How each was made is told under Runs."

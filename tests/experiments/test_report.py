@@ -10,6 +10,7 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from stored_runs import cost_of, entry_of, example, write_run
 
@@ -217,7 +218,7 @@ class TestTable:
         assert "…" not in shown
         assert "La-MAML " in shown
         assert "30.0 ± 28.3 -19.0 ± 26.9" in " ".join(shown.split())
-        table = shown[: shown.index("all tables and figures")]
+        table = shown[: shown.index("tables and figures")]
         assert max(map(len, table.splitlines())) <= 80
         assert "77.1 / -8.8" in shown
 
@@ -588,6 +589,26 @@ class TestFigures:
             ticks = figure.axes[0].get_xticks()
             assert draw is figures.bars or {1, num_tasks} <= set(ticks)
 
+    def test_a_written_picture_has_the_colours_that_were_drawn(self, tmp_path):
+        from matplotlib import cm
+        from matplotlib.figure import Figure
+
+        def draw():
+            figure = Figure(figsize=(4, 3))
+            axes = figure.subplots()
+            axes.imshow(cm.viridis(np.linspace(0, 1, 256))[None], aspect="auto")
+            axes.plot([0, 255], [0.3, -0.3], color="#D55E00")
+            return figure
+
+        buffer = io.BytesIO()
+        draw().savefig(buffer, format="png")
+        (file,) = figures.save(draw, tmp_path / "x")
+        wanted, found = (
+            np.asarray(Image.open(data).convert("RGB"), int) for data in (buffer, file)
+        )
+        # Of 256 steps; another choice of 256 colours is off by 47 and more.
+        assert abs(wanted - found).max() <= 20
+
     def test_the_same_runs_give_the_same_bytes(self, tmp_path, monkeypatch):
         monkeypatch.setattr(figures, "KINDS", {"curves": figures.curves})
         entry = entry_of(np.full((2, 3, 3), 0.5, np.float32))
@@ -751,7 +772,8 @@ class TestPage:
         folder = write_run(tmp_path / "er")
         _, shown = make(tmp_path, folder)
         *_, before, last = shown.splitlines()
-        assert before.endswith(f"on one page: {tmp_path / 'out/report.html'}")
+        page = "all on one page in report.html"
+        assert before == f"tables and figures are in {tmp_path / 'out'}, {page}"
         assert last.endswith(
             f"report {folder} --out {tmp_path / 'out'} --format svg,pdf"
         )

@@ -184,8 +184,15 @@ def matrices(title: str, entries: Sequence[Entry]) -> Any | None:
     page = figure(0.68 + rows * (title_in + panel_in))
     panels = page.subplots(rows, columns, squeeze=False)
     means = [100 * entry.accuracy.mean(axis=0) for entry in entries]
-    lowest = min(np.nanmin(np.where(np.tri(len(m)) > 0, m, np.nan)) for m in means)
-    norm = Normalize(10 * np.floor(lowest / 10), 100)
+    learnt = [m[np.tri(len(m)) > 0] for m in means]
+    lowest, highest = (
+        10 * round_(found(map(reach, learnt)) / 10)
+        for round_, found, reach in (
+            (np.floor, min, np.nanmin),
+            (np.ceil, max, np.nanmax),
+        )
+    )
+    norm = Normalize(lowest, highest)
     mesh, used = None, list(panels.flat[: len(entries)])
     for number, (axes, text, mean) in enumerate(zip(used, titles, means, strict=True)):
         mesh = draw_matrix(axes, mean, norm)

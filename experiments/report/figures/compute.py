@@ -1,7 +1,7 @@
 """Accuracy against what a method asks for."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,13 +91,24 @@ def _write_name(axes: Any, text: Any, point: np.ndarray, middle: np.ndarray) -> 
     )
 
 
-def _place_names(page: Any, axes: Any, names: Sequence[tuple[str, Any, str]]) -> None:
+class _Point(NamedTuple):
+    """One run: its name, and where it and its error bar lie, in data units."""
+
+    name: str
+    x: float
+    y: float
+    sd: float
+    """0 where there is no bar."""
+    color: str
+
+
+def _place_names(page: Any, axes: Any, points: Sequence[_Point]) -> None:
     """Writes names beside points where they hide nothing, the nearest such place.
 
     Args:
         page: the figure.
-        axes: with all points and error bars drawn and final limits.
-        names: text, error bar container and colour of each.
+        axes: with everything else drawn and final limits.
+        points: all that is drawn.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -105,25 +116,21 @@ def _place_names(page: Any, axes: Any, names: Sequence[tuple[str, Any, str]]) ->
     scale = page.dpi / 72
     inside = axes.get_window_extent(renderer)
     bounds = np.array([inside.x0, inside.y0, inside.x1, inside.y1])
-    taken, points, texts = [], [], []
-    for text, container, color in names:
-        line, _, bars = container
-        point = axes.transData.transform(line.get_xydata()[0])
-        points.append(point)
-        taken.append(np.concatenate([point - 4 * scale, point + 4 * scale]))
-        for bar in bars:
-            box = bar.get_window_extent(renderer)
-            taken.append(np.array([box.x0 - 2, box.y0, box.x1 + 2, box.y1]))
-        texts.append(
-            axes.text(0, 0, text, color=ink(color), fontsize=7, linespacing=1.0)
-        )
-    for text, point in zip(texts, points, strict=True):
+    places, taken = [], []
+    for point in points:
+        ends = [(point.x, point.y + sign * point.sd) for sign in (-1, 0, 1)]
+        low, place, high = axes.transData.transform(ends)
+        places.append(place)
+        taken.append(np.concatenate([low - 4 * scale, high + 4 * scale]))
+    for point, place in zip(points, places, strict=True):
+        look = {"color": ink(point.color), "fontsize": 7, "linespacing": 1.0}
+        text = axes.text(0, 0, point.name, **look)
         extent = text.get_window_extent(renderer)
         size = np.array([extent.width, extent.height]) + 4  # pixels between two names
-        box = _free_box(point, size, taken, bounds, scale)
+        box = _free_box(place, size, taken, bounds, scale)
         taken.append(box)
         text.remove()
-        _write_name(axes, text, point, (box[:2] + box[2:]) / 2)
+        _write_name(axes, text, place, (box[:2] + box[2:]) / 2)
 
 
 def compute(title: str, entries: Sequence[Entry]) -> Any | None:
@@ -142,13 +149,15 @@ def compute(title: str, entries: Sequence[Entry]) -> Any | None:
         return None
     page = figure(3.1 if len(shown) <= 8 else 3.7)
     axes = page.subplots()
-    names = []
+    points = []
     for entry, amount in zip(shown, amounts, strict=True):
         values, style = entry.retained_accuracy, entry.style
-        container = axes.errorbar(
+        mean = float(values.mean())
+        sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        axes.errorbar(
             amount,
-            values.mean(),
-            yerr=values.std(ddof=1) if len(values) > 1 else None,
+            mean,
+            yerr=sd or None,
             color=style.color,
             marker=style.marker,
             fillstyle=_FILLS[entry.variant % len(_FILLS)],
@@ -158,7 +167,7 @@ def compute(title: str, entries: Sequence[Entry]) -> Any | None:
             capsize=2,
             label=entry.title,
         )
-        names.append((wrap(entry.title, 26), container, style.color))
+        points.append(_Point(wrap(entry.title, 32), amount, mean, sd, style.color))
     axes.set_xscale("log")
     ticks = _ticks(min(amounts), max(amounts))
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -168,5 +177,5 @@ def compute(title: str, entries: Sequence[Entry]) -> Any | None:
     axes.set_ylabel("retained accuracy RA (%)")
     axes.set_title(title)
     page.draw_without_rendering()
-    _place_names(page, axes, names)
+    _place_names(page, axes, points)
     return page

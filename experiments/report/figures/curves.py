@@ -59,14 +59,14 @@ def _draw(axes: Any, entry: Entry, line: Line) -> Label:
     if entry.method in styles.MIXED:
         last = float(entry.retained_accuracy.mean())
         axes.axhline(last, color=color, linestyle="--", linewidth=1.0, zorder=1)
-        return Label(f"{wrap(entry.title)}, at the end", last, color)
+        return Label(f"{wrap(entry.title, 32)}, at the end", last, color)
     if styles.family(entry.method) == styles.REFERENCES:
         look = {"linestyle": "--", "marker": "", "linewidth": 1.0, "zorder": 1}
         band(axes, line.x, line.values, entry, **look)
     else:
         look = {} if line.marker is None else {"marker": line.marker}
         band(axes, line.x, line.values, entry, **look)
-    return Label(wrap(entry.title), last, color)
+    return Label(wrap(entry.title, 32), last, color)
 
 
 def _limits(lines: Sequence[tuple[Entry, Line]]) -> tuple[float, float]:
