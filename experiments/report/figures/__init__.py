@@ -19,6 +19,7 @@ __all__ = [
     "DPI",
     "FORMATS",
     "KINDS",
+    "RC",
     "WIDTH_IN",
     "alignment",
     "anytime",
