@@ -43,16 +43,23 @@ for (const table of document.querySelectorAll("table")) {
 const links = new Map(
   [...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]),
 );
-const observer = new IntersectionObserver(
-  (seen) => {
-    for (const { isIntersecting, target } of seen) {
-      if (!isIntersecting) continue;
-      for (const link of links.values()) link.removeAttribute("aria-current");
-      links.get(target.id)?.setAttribute("aria-current", "true");
-    }
-  },
-  { rootMargin: "0px 0px -75% 0px" },
+const headings = [...document.querySelectorAll("h2[id], h3[id]")].filter((heading) =>
+  links.has(heading.id),
 );
-for (const heading of document.querySelectorAll("h2[id], h3[id]")) {
-  observer.observe(heading);
-}
+const MARGIN_PX = 120;
+
+const mark = () => {
+  const root = document.documentElement;
+  const isAtEnd = scrollY > 0 && scrollY + innerHeight >= root.scrollHeight - 2;
+  const passed = headings.filter(
+    (heading) => heading.getBoundingClientRect().top < MARGIN_PX,
+  );
+  const current = (isAtEnd ? headings : passed).at(-1) ?? headings[0];
+  for (const [id, link] of links) {
+    if (id === current?.id) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+};
+
+addEventListener("scroll", () => requestAnimationFrame(mark), { passive: true });
+mark();

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 _LONG = 16
 """Characters of a cell beyond which it may be broken."""
+_MANY = 30
+"""Lines beyond which a table is shown when it is opened."""
 _NUMBER = re.compile(r"-?[\d,.]+")
 
 
@@ -81,7 +83,7 @@ def as_html(full: Table, caption: str) -> str:
         caption: sentences that say what it shows.
 
     Returns:
-        A ``figure`` element; everything that is given is escaped.
+        A ``figure``, or of a long table ``details``; everything is escaped.
     """
     head = "".join(
         f"<th scope='col'{_class('', is_number)}><button type='button'>"
@@ -96,13 +98,14 @@ def as_html(full: Table, caption: str) -> str:
         )
         kind = _class(first, True)
         body += f"<tr><th scope='row'{kind}>{html.escape(first)}</th>{cells}</tr>\n"
-    label = html.escape(caption, quote=True)
-    return (
-        f"<figure><figcaption>{html.escape(caption)}</figcaption>\n"
+    text, label = html.escape(caption), html.escape(caption, quote=True)
+    wide = (
         f"<div class='wide' role='region' tabindex='0' aria-label=\"{label}\">"
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
-        "</div></figure>\n"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
     )
+    if len(full.body) > _MANY:
+        return f"<details><summary>{text}</summary>{wide}</details>\n"
+    return f"<figure><figcaption>{text}</figcaption>\n{wide}</figure>\n"
 
 
 def text_lines(parts: Sequence[tuple[str, Table]], width: int) -> list[str]:
@@ -110,8 +113,8 @@ def text_lines(parts: Sequence[tuple[str, Table]], width: int) -> list[str]:
 
     Args:
         parts: the title and the lines of each; a title stands above its lines.
-        width: of a line, characters. Labels in the first column are broken to fit;
-            where the numbers alone take more, lines are longer.
+        width: of a line, characters. A label that does not fit beside its numbers
+            stands above them; where the numbers alone take more, lines are longer.
 
     Returns:
         The heading, and titles and rows below it.
@@ -129,8 +132,9 @@ def text_lines(parts: Sequence[tuple[str, Table]], width: int) -> list[str]:
         numbers = "".join(
             f"  {cell:>{each}}" for cell, each in zip(cells, widths, strict=True)
         )
-        label_lines = textwrap.wrap(label, room) or [""]
-        return [f"{label_lines[0]:<{room}}{numbers}".rstrip(), *label_lines[1:]]
+        if len(label) <= room:
+            return [f"{label:<{room}}{numbers}".rstrip()]
+        return [*textwrap.wrap(label, width), f"{'':<{room}}{numbers}".rstrip()]
 
     lines = joined(first.head[0], first.head[1:])
     for title, part in parts:

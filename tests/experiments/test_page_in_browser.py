@@ -155,5 +155,7 @@ def test_the_contents_stay_in_sight_and_lead_to_their_sections(browser, fresh):
         heading = page.locator("h2", has_text="Runs").bounding_box()
         contents = page.locator("nav").bounding_box()
         assert 0 <= heading["y"] < 900
+        marked = page.locator("nav [aria-current]")
+        assert marked.count() == 1 and marked.inner_text() == "Runs"
         assert abs(contents["y"]) < 1  # pixels; browsers round where they scroll to
         page.close()

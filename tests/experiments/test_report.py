@@ -602,7 +602,6 @@ class TestFigures:
 
         buffer = io.BytesIO()
         with rc_context(figures.RC):
-            with rc_context(figures.RC):
             draw().savefig(buffer, format="png")
         (file,) = figures.save(draw, tmp_path / "x")
         wanted, found = (

@@ -105,7 +105,10 @@ def _compact(png: bytes) -> bytes:
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
         few = picture.convert("RGB").quantize(
-            256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+            256,
+            method=Image.Quantize.MAXCOVERAGE,
+            kmeans=2,
+            dither=Image.Dither.NONE,
         )
         few.save(buffer, format="png", optimize=True, dpi=(DPI, DPI))
     return buffer.getvalue()

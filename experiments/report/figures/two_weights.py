@@ -40,7 +40,7 @@ def loss_fn(weights: lm.Params, batch: lm.Batch) -> jax.Array:
 
 
 # Its protocol allows for arguments that this loss does not have.
-_LOSS_FN = cast(lm.types.LossFn, loss_fn)
+_LOSS_FN = cast(lm.LossFn, loss_fn)
 
 
 def learn_two_step_sizes() -> Learnt:
