@@ -9,15 +9,20 @@ from typing import Any, NamedTuple
 
 import lamaml_jax as lm
 from experiments.methods import (
+    cls_er,
     derpp,
     episodic,
     ewc,
     icarl,
     la_er,
     lookahead,
+    lor,
     mer,
     metabgd,
+    mir,
+    pocl,
     replay,
+    upgd,
 )
 from experiments.methods.cost import Cost
 from experiments.methods.hyperparameters import Hyperparameters, with_own
@@ -61,6 +66,10 @@ METHODS: dict[str, Method] = {
     "er": Method(replay.er, replay.cost),
     "er_ace": Method(replay.er_ace, replay.cost, needs_one_head=True),
     "derpp": Method(derpp.derpp, derpp.cost),
+    "mir": Method(mir.mir, mir.cost),
+    "cls_er": Method(cls_er.cls_er, cls_er.cost, make_scores=cls_er.cls_er_scores),
+    "pocl": Method(pocl.pocl, pocl.cost),
+    "lor": Method(lor.lor, lor.cost),
     "mer": Method(mer.mer, mer.cost),
     "gem": Method(episodic.gem, episodic.cost, needs_tasks=True),
     "agem": Method(episodic.agem, episodic.cost, needs_tasks=True),
@@ -73,6 +82,7 @@ METHODS: dict[str, Method] = {
     ),
     "ewc": Method(ewc.ewc, ewc.cost, needs_tasks=True),
     "metabgd": Method(metabgd.metabgd, metabgd.cost),
+    "upgd": Method(upgd.upgd, upgd.cost),
     "online": Method(replay.online, replay.cost),
     "iid": Method(replay.iid, replay.cost, mixes_tasks=True),
 }

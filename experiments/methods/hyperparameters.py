@@ -57,6 +57,30 @@ class Hyperparameters:
     """Weight of the replayed rows' mean loss, which is 1 minus the incoming ones'."""
     momentum: float | None = None
     """VR-MCL: share of the running meta-gradient."""
+    directions: int | None = None
+    """LOR: directions along which it looks ahead (K)."""
+    concentration: float | None = None
+    """LOR: of the Dirichlet draws that mix the directions; 1 draws shares uniformly."""
+    temperature: float | None = None
+    """LOR: nats by which losses ahead may differ and still count alike (mu)."""
+    consistency_weight: float | None = None
+    """CLS-ER: weight of the distance to the averages' logits."""
+    plastic_decay: float | None = None
+    """CLS-ER: share of itself that the plastic average keeps."""
+    plastic_rate: float | None = None
+    """CLS-ER: probability that the plastic average moves after an update."""
+    stable_decay: float | None = None
+    """CLS-ER: share of itself that the stable average keeps."""
+    stable_rate: float | None = None
+    """CLS-ER: probability that the stable average moves after an update."""
+    candidates: int | None = None
+    """MIR: rows drawn, of which the most interfered are replayed."""
+    utility_decay: float | None = None
+    """UPGD: share of the running utility that an update keeps."""
+    noise_scale: float | None = None
+    """UPGD: standard deviation of the noise on a gradient."""
+    weight_decay: float | None = None
+    """UPGD: decay of the weights, in units of the learning rate."""
     memory_per_task: int | None = None
     """GEM, A-GEM: rows kept of each task."""
     margin: float | None = None

@@ -23,6 +23,11 @@ NAMES = {
     "vrmcl": "VR-MCL",
     "derpp": "DER++",
     "oml": "OML",
+    "mir": "MIR",
+    "cls_er": "CLS-ER",
+    "pocl": "POCL",
+    "lor": "LOR",
+    "upgd": "UPGD",
 }
 MIXED = {"iid"}
 """Methods that see all tasks mixed: of their figures only RA means something."""
@@ -36,8 +41,8 @@ class Style(NamedTuple):
 
 
 # Okabe and Ito's colours, told apart under all common colour vision deficiencies, less
-# their yellow, which is faint on white, and with a grey. Seventeen methods share them;
-# two of the same colour differ in marker.
+# their yellow, which is faint on white, and with a grey. The methods share them; two of
+# the same colour differ in marker.
 _ORANGE, _SKY, _GREEN, _BLACK = "#E69F00", "#56B4E9", "#009E73", "#000000"
 _BLUE, _VERMILLION, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
 STYLES = {
@@ -58,6 +63,11 @@ STYLES = {
     "vrmcl": Style(_BLUE, "P"),
     "derpp": Style(_GREEN, "D"),
     "oml": Style(_PURPLE, "D"),
+    "mir": Style(_BLACK, "v"),
+    "cls_er": Style(_SKY, "v"),
+    "pocl": Style(_PURPLE, "o"),
+    "lor": Style(_VERMILLION, "s"),
+    "upgd": Style(_GREY, "v"),
 }
 OTHER = Style(_GREY, "*")
 _OWN_MARKERS = ("p", "h", "<", ">", "d")

@@ -656,7 +656,7 @@ class TestFigures:
 
     def test_all_methods_look_different_and_keep_their_colour(self):
         assert styles.STYLES.keys() == styles.NAMES.keys()
-        assert len(set(styles.STYLES.values())) == len(styles.STYLES) == 17
+        assert len(set(styles.STYLES.values())) == len(styles.STYLES) == 22
         main = [styles.STYLES[m].color for m in ("lamaml", "cmaml", "sync", "er")]
         assert main == ["#D55E00", "#0072B2", "#56B4E9", "#009E73"]
         used = {style.color for style in styles.STYLES.values()}

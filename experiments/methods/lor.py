@@ -1,0 +1,96 @@
+"""LOR: replay that descends where steps along several directions would lead."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import lamaml_jax as lm
+from experiments.methods.cost import Cost, bytes_of, rows_in_query, updates_per_row
+from experiments.methods.descent import clipped_sgd
+from experiments.methods.hyperparameters import Hyperparameters
+from experiments.methods.problem import Problem
+from experiments.methods.replay import make_replay_learner
+
+
+class LorInfo(NamedTuple):
+    """What one update reports."""
+
+    loss: jax.Array
+    """Smooth maximum of the loss over the points ahead, nats."""
+    loss_spread: jax.Array
+    """Largest minus smallest loss at these points, nats."""
+    grad_norm: jax.Array
+    """Global norm before clipping."""
+
+
+def make_update(problem: Problem, hyper: Hyperparameters):
+    """Builds one step of LOR on given rows.
+
+    Args:
+        problem: gives the loss.
+        hyper: gives ``directions`` (K), ``concentration``, ``temperature`` (mu),
+            ``step_size_init`` (the step ahead), ``replay_size`` and the descent's.
+
+    Returns:
+        The optimiser and ``update(key, weights, opt_state, rows, mask) -> weights,
+        opt_state, info``, the first ``replay_size`` rows being the replayed ones.
+    """
+    tx = clipped_sgd(hyper)
+
+    def gradient(weights, rows, mask):
+        mean_loss = lambda w: lm.losses.masked_mean(problem.loss_fn(w, rows), mask)
+        return jax.grad(mean_loss)(weights)
+
+    def update(key, weights, opt_state, rows, mask):
+        parts = slice(hyper.replay_size, None), slice(hyper.replay_size)
+        incoming, replayed = (
+            gradient(weights, *jax.tree.map(lambda x, p=part: x[p], (rows, mask)))
+            for part in parts
+        )
+        # w_k = w - rate * (s_k g_incoming + (1 - s_k) g_replayed), held constant.
+        mixtures = jax.random.dirichlet(
+            key, jnp.full(2, hyper.concentration), (hyper.directions,)
+        )
+        points = lm.mixing.look_ahead_points(
+            weights,
+            jax.tree.map(lambda *pair: jnp.stack(pair), incoming, replayed),
+            mixtures,
+            hyper.step_size_init,
+        )
+        (value, losses), grads = lm.mixing.soft_maximum_value_and_grad(
+            problem.loss_fn, points, rows, mask, temperature=hyper.temperature
+        )
+        updates, opt_state = tx.update(grads, opt_state, weights)
+        info = LorInfo(value, jnp.ptp(losses), optax.tree.norm(grads))
+        return optax.apply_updates(weights, updates), opt_state, info
+
+    return tx, update
+
+
+def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+    """Counts gradients at the weights and at every point, and the reservoir."""
+    points = 1 + (hyper.directions or 0)
+    return Cost(
+        updates_per_row(hyper) * points * rows_in_query(hyper),
+        (hyper.capacity or 0) * bytes_of(problem.example),
+    )
+
+
+def lor(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+    """LOR: descends the worst of the losses one step ahead, along mixed directions.
+
+    In each glance, Dirichlet draws mix the gradients of the incoming and of the
+    replayed rows into K directions; the weights descend a smooth maximum over the K
+    points one step along them, of the mean loss over both kinds of rows. First order:
+    the steps ahead are held constant. The step ahead is as long for all weights.
+
+    References:
+        Lai et al. 2026, CVPR, "Beyond Myopic Alignment". Its abstract leaves open how
+        the two losses are weighed, here one mean over all rows, and every number.
+    """
+    reservoir = lm.make_reservoir(
+        hyper.capacity, problem.example, acceptance=hyper.acceptance
+    )
+    return make_replay_learner(make_update(problem, hyper), hyper, reservoir)
