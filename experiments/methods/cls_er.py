@@ -94,13 +94,14 @@ def follow(
     Returns:
         The average, moved or as it was.
     """
-    kept = jnp.minimum(1 - 1 / (num_updates + 1), decay)
-    kept = jnp.where(jax.random.bernoulli(key, rate), kept, 1.0)
-    return jax.tree.map(
-        lambda a, w: kept.astype(a.dtype) * a + (1 - kept).astype(a.dtype) * w,
-        average,
-        weights,
-    )
+    is_moved = jax.random.bernoulli(key, rate)
+
+    def move(mean: jax.Array, weight: jax.Array) -> jax.Array:
+        seen = jnp.asarray(num_updates, mean.dtype)
+        kept = jnp.minimum(1 - 1 / (seen + 1), jnp.asarray(decay, mean.dtype))
+        return jnp.where(is_moved, kept * mean + (1 - kept) * weight, mean)
+
+    return jax.tree.map(move, average, weights)
 
 
 def cost(problem: Problem, hyper: Hyperparameters) -> Cost:

@@ -141,13 +141,12 @@ def vrmcl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
 
     As its authors' code, the weights move at a ``learning_rate`` of their own, while
     the step sizes of the inner loop are learned; without one they move by the learned
-    step sizes, as La-MAML's.
+    step sizes, as La-MAML's. That code clips each meta-gradient before the correction,
+    here the corrected one is clipped; its step sizes follow the sum of the gradients at
+    old and new weights, here they have a running one too.
 
     References:
-        Wu et al., "Meta Continual Learning Revisited", ICLR 2024. The authors' code
-        clips each meta-gradient before the correction, here the corrected one is
-        clipped; its step sizes follow the plain gradients at old and new weights, here
-        they have a running one too.
+        Wu et al., "Meta Continual Learning Revisited", ICLR 2024.
     """
     options = _options(problem, hyper) | {
         "step_size_learning_rate": hyper.step_size_learning_rate,

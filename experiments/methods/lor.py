@@ -84,11 +84,12 @@ def lor(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     In each glance, Dirichlet draws mix the gradients of the incoming and of the
     replayed rows into K directions; the weights descend a smooth maximum over the K
     points one step along them, of the mean loss over both kinds of rows. First order:
-    the steps ahead are held constant. The step ahead is as long for all weights.
+    the steps ahead are held constant, at one rate for all weights. What is known here
+    of the paper leaves open how the two losses are weighed, here by one mean over all
+    rows, and every number.
 
     References:
-        Lai et al. 2026, CVPR, "Beyond Myopic Alignment". Its abstract leaves open how
-        the two losses are weighed, here one mean over all rows, and every number.
+        Lai et al., "Beyond Myopic Alignment", CVPR 2026.
     """
     reservoir = lm.make_reservoir(
         hyper.capacity, problem.example, acceptance=hyper.acceptance

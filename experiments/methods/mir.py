@@ -68,13 +68,15 @@ def mir(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     them replayed whose loss would rise most by a step on the incoming rows alone. The
     loss is the mean over the incoming rows plus that over the replayed ones.
 
-    References:
-        Aljundi et al. 2019, arXiv:1908.04742, the criterion that compares the loss
-        with that before the step. The authors' code draws from earlier tasks only; here
-        no task is told, and rows of the current one may be drawn.
+    The criterion is the one that compares the loss with that before the step. The
+    authors' code draws from earlier tasks only; here no task is told, and rows of the
+    current one may be drawn.
 
     Raises:
         ValueError: fewer candidates than rows to replay.
+
+    References:
+        Aljundi et al. 2019, arXiv:1908.04742.
     """
     if hyper.candidates < hyper.replay_size:
         raise ValueError(

@@ -19,7 +19,6 @@ from experiments.methods.descent import clipped_sgd
 from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 from experiments.methods.replay import make_replay_learner
-from experiments.support.errors import UserError
 
 
 class PoclInfo(NamedTuple):
@@ -39,12 +38,12 @@ def make_task_fn(problem: Problem) -> Callable[[lm.Batch], jax.Array]:
     """Builds ``tasks_of(rows) -> [B]``: a row's task, or the one that owns its class.
 
     Raises:
-        UserError: rows carry no task, and tasks share their classes.
+        ValueError: rows carry no task, and tasks share their classes.
     """
     if problem.is_task_aware:
         return lambda rows: rows["task"]
     if problem.classes_per_task is None:
-        raise UserError(
+        raise ValueError(
             "a gradient for each task needs task ids or tasks with classes of their own"
         )
     return lambda rows: rows["label"] // problem.classes_per_task
@@ -121,7 +120,7 @@ def make_update(problem: Problem, hyper: Hyperparameters):
         del key
         num_old = hyper.replay_size
         past, current = split_tasks(tasks_of(rows), mask, num_old, problem.num_tasks)
-        params = lm.MetaParams(weights, jnp.asarray(hyper.step_size_init, jnp.float32))
+        params = lm.MetaParams(weights, hyper.step_size_init)
         marked = lambda flag: rows | {"is_inner": jnp.full(mask.shape, flag)}
         query, support = marked(False), jax.tree.map(lambda x: x[None], marked(True))
 
@@ -162,15 +161,16 @@ def pocl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     belong together: their task, or, where rows carry none, the one that owns their
     class. So it is told more than others on a stream without task ids.
 
-    References:
-        Wu et al. 2024, ICML, "Mitigating Catastrophic Forgetting in Online Continual
-        Learning by Modeling Previous Task Interrelations via Pareto Optimization".
-        The authors' code draws 300 rows to replay, weighs those past the 300th of a
-        query by half, and descends the plain loss on the first task; the weights of
-        past tasks start there from those of the step before, here from equal ones.
+    The authors' code draws 300 rows to replay, weighs those past the 300th of a query
+    by half, and descends the plain loss on the first task; the weights of past tasks
+    start there from those of the step before, here from equal ones.
 
     Raises:
-        UserError: neither rows nor their classes tell of tasks.
+        ValueError: neither rows nor their classes tell of tasks.
+
+    References:
+        Wu et al., "Modeling Previous Task Interrelations via Pareto Optimization",
+        ICML 2024.
     """
     reservoir = lm.make_reservoir(
         hyper.capacity, problem.example, acceptance=hyper.acceptance

@@ -51,8 +51,10 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
 def upgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     """UPGD: SGD without a memory, smaller steps for useful weights, noise for others.
 
+    The utility is of first order and compared over all weights. Unlike the published
+    rule, gradients are clipped by their norm, as those of all methods here.
+
     References:
-        Elsayed and Mahmood 2024, arXiv:2404.00781, global first-order utility. Unlike
-        there, gradients are clipped by their norm, as those of all methods here.
+        Elsayed and Mahmood 2024, arXiv:2404.00781.
     """
     return make_replay_learner(make_update(problem, hyper), hyper, None)

@@ -26,6 +26,7 @@ CONFIGS = {
     "vrmcl": {},
     "derpp": {},
     "er_ace": {"anytime_every": 3},
+    "cls_er": {"anytime_every": 3},
     "ewc": {},
     "iid": {},
 }
