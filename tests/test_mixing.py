@@ -182,6 +182,19 @@ def test_a_look_ahead_step_on_quadratics_is_the_closed_form():
     np.testing.assert_allclose(slope, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
+def test_ahead_of_a_parabola_descent_is_at_another_curvature(rate):
+    """``h (1 - rate h)``: none at ``rate h = 1``, and an ascent beyond."""
+    h, w = 10.0, np.array([1.5])
+    loss_fn = lambda weights, rows: h / 2 * weights[0] ** 2 + 0 * rows
+    points = mixing.look_ahead_points(w, h * w[None], np.ones((1, 1)), rate)
+    (_, _), slope = mixing.soft_maximum_value_and_grad(
+        loss_fn, points, np.zeros(2), temperature=1.0
+    )
+    # float64: a handful of roundings of numbers of order ten.
+    np.testing.assert_allclose(slope, h * (1 - rate * h) * w, atol=1e-13)
+
+
 @pytest.mark.parametrize("name", ["min_norm_gradient", "look_ahead_points"])
 def test_they_are_lowered_for_accelerators(name):
     trees = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}

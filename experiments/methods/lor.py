@@ -84,9 +84,11 @@ def lor(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     In each glance, Dirichlet draws mix the gradients of the incoming and of the
     replayed rows into K directions; the weights descend a smooth maximum over the K
     points one step along them, of the mean loss over both kinds of rows. First order:
-    the steps ahead are held constant, at one rate for all weights. What is known here
-    of the paper leaves open how the two losses are weighed, here by one mean over all
-    rows, and every number.
+    the steps ahead are held constant, at one rate for all weights. That rate,
+    ``step_size_init``, must be short: on a parabola of curvature h, whose descent at
+    points a step ahead is one at curvature ``h * (1 - rate * h)``, the weights ascend
+    where ``rate * h > 1``. What is known here of the paper leaves open how the two
+    losses are weighed, here by one mean over all rows, and every number.
 
     References:
         Lai et al., "Beyond Myopic Alignment", CVPR 2026.

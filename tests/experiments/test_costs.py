@@ -108,6 +108,8 @@ BESIDE["mer"] = 55 * 2 * DEPTH * WIDTH**2 / GRADIENT
 # averages, for their labels and for their logits.
 BESIDE["mir"] = 2 * 50 / 10 * BESIDE["derpp"]
 BESIDE["cls_er"] = 4 * BESIDE["derpp"]
+# LOR mixes two gradients into four directions, and four into one, by products.
+BESIDE["lor"] = (4 * 2 + 4) / 10 * BESIDE["derpp"]
 # GEM's projection multiplies gradients with one another. POCL's program passes all rows
 # for each task, most of them masked; test_successors.py has its count.
 COUNTED = sorted(set(methods.METHODS) - {"gem", "pocl"})
