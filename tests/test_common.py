@@ -109,6 +109,16 @@ def make_rule(dtype=jnp.float32, **options):
     return lm.scale_by_step_sizes(0.1, optax.sgd(0.25), **options)
 
 
+def make_utility(dtype=jnp.float32, **options):
+    del dtype
+    return lm.scale_by_utility(0.9, 0.1, **options)
+
+
+def keys_alone(n, dtype=jnp.float32):
+    del dtype
+    return {"key": jax.random.key(n)}
+
+
 def keyed_loss(weights, batch, *, key):
     factors = 1 + jax.random.uniform(key, (len(batch["x"]), 1)).astype(
         weights["b"].dtype
@@ -216,6 +226,7 @@ TRANSFORMS = {
         functools.partial(make_rule, weight_tx=optax.sgd(0.1, momentum=0.9)),
         rate_grads,
     ),
+    "scale_by_utility": Member(make_utility, keys_alone),
 }
 
 LEARNERS = {
@@ -242,9 +253,18 @@ each_transform = pytest.mark.parametrize("name", TRANSFORMS)
 each_lamaml = pytest.mark.parametrize("name", LAMAML)
 each_learner = pytest.mark.parametrize("name", LEARNERS)
 some_transforms = pytest.mark.parametrize(
-    "name", ["explicit", "explicit_variance_reduced", "replay", "scale_by_step_sizes"]
+    "name",
+    [
+        "explicit",
+        "explicit_variance_reduced",
+        "replay",
+        "scale_by_step_sizes",
+        "scale_by_utility",
+    ],
 )
-cheap_transforms = pytest.mark.parametrize("name", ["explicit", "scale_by_step_sizes"])
+cheap_transforms = pytest.mark.parametrize(
+    "name", ["explicit", "scale_by_step_sizes", "scale_by_utility"]
+)
 some_learners = pytest.mark.parametrize("name", ["lamaml_glances", "sync_lamaml"])
 
 
@@ -299,8 +319,10 @@ def test_tree_shapes_dtypes_and_state_structure_are_preserved(name, dtype):
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, weights)
     step_sizes = optax.tree.get(new_state, "step_sizes")
-    assert jax.tree.structure(step_sizes) == jax.tree.structure(weights)
-    assert {leaf.dtype for leaf in jax.tree.leaves(step_sizes)} == {jnp.dtype(dtype)}
+    if name != "scale_by_utility":
+        assert jax.tree.structure(step_sizes) == jax.tree.structure(weights)
+        found = {leaf.dtype for leaf in jax.tree.leaves(step_sizes)}
+        assert found == {jnp.dtype(dtype)}
     chex.assert_trees_all_equal_shapes_and_dtypes(plain(new_state), plain(state))
 
 
@@ -845,7 +867,9 @@ def two_devices():
     return Mesh(np.array(jax.devices()[:2]), ("seeds",))
 
 
-@pytest.mark.parametrize("name", ["explicit_variance_reduced", "scale_by_step_sizes"])
+@pytest.mark.parametrize(
+    "name", ["explicit_variance_reduced", "scale_by_step_sizes", "scale_by_utility"]
+)
 def test_shard_map_over_seeds_equals_one_device(name):
     mesh = two_devices()
     tx, _ = jitted(name)

@@ -97,6 +97,14 @@ FUNCTIONS = {
         lm.mixing.min_norm_weights,
         (NUMBERS.reshape(4, 2), MASK),
     ),
+    "min_norm_gradient": (
+        lm.mixing.min_norm_gradient,
+        (NUMBERS.reshape(4, 2), MASK),
+    ),
+    "look_ahead_points": (
+        lm.mixing.look_ahead_points,
+        (NUMBERS[:4], NUMBERS.reshape(2, 4), NUMBERS.reshape(4, 2), NUMBERS[:1]),
+    ),
     "soft_maximum_value_and_grad": (
         lambda *args: lm.mixing.soft_maximum_value_and_grad(
             loss_fn, *args, temperature=0.5

@@ -44,6 +44,8 @@ PROBLEM = Problem(
 
 def hyper_of(name, **overrides):
     overrides = {"capacity": 20, "replay_size": 4, "glances": 2} | overrides
+    if name == "upgd":  # its rate is for streams a hundred times as long
+        overrides = {"learning_rate": 0.1} | overrides
     preset = presets.OFFICIAL["fashion-mnist-split", "single"][name]
     overrides = {k: v for k, v in overrides.items() if getattr(preset, k) is not None}
     (hyper,) = presets.resolve("fashion-mnist-split", [name], overrides)

@@ -29,6 +29,7 @@ CONFIGS = {
     "vrmcl": {},
     "derpp": {},
     "er_ace": {"anytime_every": 3},
+    "cls_er": {"anytime_every": 3},
     "ewc": {},
     "iid": {},
 }
