@@ -3,10 +3,10 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import typer
 
@@ -31,17 +31,10 @@ def call(arguments, monkeypatch, capsys):
 
 
 def spawn(arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return processes.run(processes.experiments(*arguments), **environment)
 
 
+@pytest.mark.slow
 def test_run_makes_results_table_and_figures(tmp_path):
     done = spawn(
         ["run", *TINY, "-m", "lamaml", "-m", "online", "--out", tmp_path / "out"],

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import quadprog
+from compiling import compile_as_users_do
 from hlo import copies_in_loops
 
 import lamaml_jax as lm
@@ -337,7 +338,7 @@ def test_loops_end_with_the_last_past_task_of_any_seed():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.parametrize("is_mapped", [False, True])
-def test_memory_and_gradients_stay_in_place(full_compile, name, is_mapped):
+def test_memory_and_gradients_stay_in_place(name, is_mapped):
     """No copy of a memory or of all gradients per step, task or glance."""
     num_tasks, size, num_seeds = 37, 1009, 2
     learner = LEARNERS[name](problem(num_tasks), hyper(memory_per_task=size))
@@ -355,7 +356,7 @@ def test_memory_and_gradients_stay_in_place(full_compile, name, is_mapped):
             (state, batches),
         )
     lowered = jax.jit(fn, donate_argnums=0).lower(state, batches)
-    hlo = lowered.compile().as_text()
+    hlo = compile_as_users_do(lowered).as_text()
     buffers = [f"{prefix}{num_tasks},{size}"]
     if name == "gem":
         buffers.append(f"{prefix}{num_tasks},{NUM_FEATURES},{NUM_CLASSES}")

@@ -1,7 +1,6 @@
 """What is compiled here runs elsewhere: other platforms, other processes."""
 
 import dataclasses
-import subprocess
 import sys
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from problems import logistic_loss
+from processes import ROOT, said
 
 import lamaml_jax as lm
 from experiments import methods
@@ -82,6 +82,7 @@ assert "lamaml_jax" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_an_exported_update_runs_in_another_process(tmp_path):
     tx = lm.lamaml(
         logistic_loss,
@@ -122,7 +123,7 @@ def test_an_exported_update_runs_in_another_process(tmp_path):
     (tmp_path / "update").write_bytes(exported(*leaves).serialize())
     np.savez(tmp_path / "in.npz", *leaves)
     files = [str(tmp_path / name) for name in ("update", "in.npz", "out.npz")]
-    subprocess.run([sys.executable, "-c", LOADER, *files], check=True)
+    said([sys.executable, "-c", LOADER, *files], ROOT, ROOT)
     with np.load(tmp_path / "out.npz") as file:
         found = [file[name] for name in file.files]
     expected = jax.tree.leaves(jax.jit(update)(*arguments))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import compile_as_users_do
 from hlo import copies_in_loops
 
 import lamaml_jax as lm
@@ -129,7 +130,8 @@ def test_replay_writes_in_place(name):
     state = jax.eval_shape(learner.init, key, weights())
     batches = jax.eval_shape(lambda: stream(jax.random.key(0)))
     run = jax.jit(lm.observe_stream, static_argnums=0, donate_argnums=2)
-    hlo = run.lower(learner, key, state, batches).compile().as_text()
+    lowered = run.lower(learner, key, state, batches)
+    hlo = compile_as_users_do(lowered).as_text()
     assert f"[{capacity}" in hlo
     assert copies_in_loops(hlo, capacity) == []
 

@@ -690,6 +690,7 @@ def test_the_page_opens_with_the_bars_of_cifar_where_there_are_any(tmp_path):
     assert text.index("<table>") < text.index("<figcaption>")
 
 
+@pytest.mark.slow
 def test_importing_the_report_imports_neither_jax_nor_matplotlib():
     code = (
         "import sys, experiments.report; print({'jax', 'matplotlib'} & {*sys.modules})"
