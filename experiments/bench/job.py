@@ -27,7 +27,7 @@ class Job:
         devices: int | None = None,
         probes: bool = False,
         **overrides: Any,
-    ):
+    ) -> None:
         """Loads, compiles and initialises.
 
         Args:
@@ -67,13 +67,15 @@ class Job:
     def train_last_part(self) -> Any:
         """Trains on the last ``updates_per_part`` of the stream; returns the state."""
         benchmark, hyper = self.config.benchmark, self.config.hyper
+        train_part = self.program.train_part
+        assert train_part is not None, "made without probes"
         first = benchmark.rows_per_task // hyper.batch_size
         first -= batches_per_part(self.config)
         seen = benchmark.num_tasks * benchmark.rows_per_task
         self._state = optax.tree.set(
             self._state, num_seen=jnp.full(len(self.inputs.seeds), seen, jnp.int32)
         )
-        self._state, *_ = self.program.train_part(
+        self._state, *_ = train_part(
             *self._data,
             self._state,
             self._alive,
