@@ -3,6 +3,7 @@
 import collections
 import os
 import sys
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -71,26 +72,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
-def key():
+def key() -> jax.Array:
     return jax.random.key(0)
 
 
 @pytest.fixture
-def x64():
+def x64() -> Iterator[None]:
     """Runs the test with 64-bit types."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture
-def strict_dtypes():
+def strict_dtypes() -> Iterator[None]:
     """Raises on implicit dtype promotion; optax's own optimisers need it off."""
     with jax.numpy_dtype_promotion("strict"):
         yield
 
 
 @pytest.fixture(scope="module")
-def quick_compile():
+def quick_compile() -> Iterator[None]:
     """Compiles without XLA's costly passes, for modules of many tiny programs."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
@@ -99,7 +100,7 @@ def quick_compile():
 
 
 @pytest.fixture
-def full_compile():
+def full_compile() -> Iterator[None]:
     """Compiles as users do, within a module marked ``quick_compile``."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)

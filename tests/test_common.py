@@ -19,6 +19,7 @@ import processes
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from problems import stack
 
 import lamaml_jax as lm
 
@@ -261,10 +262,6 @@ def jitted(name):
     """One member and its update, compiled once for the whole module."""
     tx = TRANSFORMS[name].make()
     return tx, jax.jit(tx.update)
-
-
-def stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def plain(tree):

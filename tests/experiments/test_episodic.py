@@ -12,6 +12,7 @@ import pytest
 import quadprog
 from compiling import compile_as_users_do
 from hlo import copies_in_loops
+from problems import linear_logits, softmax_loss
 
 import lamaml_jax as lm
 from experiments.methods import episodic
@@ -28,9 +29,7 @@ LEARNERS = {"gem": episodic.gem, "agem": episodic.agem}
 NUM_TASKS, MEMORY, BATCH, NUM_FEATURES, NUM_CLASSES = 4, 5, 3, 6, 3
 
 
-def loss_fn(weights, batch):
-    logits = batch["image"] @ weights["w"] + weights["b"][None, :]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+loss_fn = softmax_loss(linear_logits)
 
 
 def problem(num_tasks=NUM_TASKS, *, aware=True):

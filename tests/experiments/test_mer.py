@@ -4,10 +4,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from compiling import compile_as_users_do
 from hlo import copies_in_loops
+from problems import linear_logits, softmax_loss
 
 import lamaml_jax as lm
 from experiments.methods.hyperparameters import Hyperparameters
@@ -20,9 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 NUM_FEATURES, NUM_CLASSES, BATCH = 6, 3, 4
 
 
-def loss_fn(weights, batch):
-    logits = batch["image"] @ weights["w"] + weights["b"][None, :]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+loss_fn = softmax_loss(linear_logits)
 
 
 def problem(dtype=jnp.float32):

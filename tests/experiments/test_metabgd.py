@@ -8,6 +8,7 @@ import optax
 import pytest
 from compiling import compile_as_users_do
 from hlo import copies_in_loops
+from problems import linear_logits, softmax_loss
 
 import lamaml_jax as lm
 from experiments.methods.hyperparameters import Hyperparameters
@@ -20,11 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 NUM_FEATURES, NUM_CLASSES, BATCH = 6, 3, 10
 
 
-def loss_fn(weights, batch):
-    logits = batch["image"] @ weights["w"] + weights["b"][None, :]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-
-
+loss_fn = softmax_loss(linear_logits)
 PROBLEM = Problem(
     loss_fn,
     {

@@ -8,6 +8,7 @@ import optax
 import pytest
 from compiling import compile_as_users_do
 from hlo import copies_in_loops
+from problems import linear_logits, softmax_loss
 
 import lamaml_jax as lm
 from experiments import methods
@@ -18,15 +19,7 @@ from experiments.support.errors import UserError
 NUM_FEATURES, NUM_CLASSES = 6, 3
 
 
-def loss_fn(weights, batch):
-    logits = logits_fn(weights, batch["image"])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-
-
-def logits_fn(weights, images):
-    return images @ weights["w"] + weights["b"][None, :]
-
-
+loss_fn = softmax_loss(linear_logits)
 EXAMPLE = {
     "image": jax.ShapeDtypeStruct((NUM_FEATURES,), jnp.float32),
     "label": jax.ShapeDtypeStruct((), jnp.int32),
@@ -34,7 +27,7 @@ EXAMPLE = {
 PROBLEM = Problem(
     loss_fn,
     EXAMPLE | {"task": jax.ShapeDtypeStruct((), jnp.int32)},
-    logits_fn,
+    linear_logits,
     num_tasks=2,
     rows_per_task=300,
     num_classes=NUM_CLASSES,
