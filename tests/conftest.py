@@ -23,7 +23,7 @@ _compiled = collections.Counter()
 _peaks: dict[str, float] = {}
 
 
-def _count(event: str, duration: float, **_: object) -> None:
+def _count(event: str, duration_secs: float, **kwargs: str | int) -> None:
     _compiled["programs"] += event == "/jax/core/compile/backend_compile_duration"
 
 

@@ -84,7 +84,7 @@ def _compiled(
     def chain(
         repeats: int, params: lm.MetaParams, support: Any, query: Any
     ) -> lm.MetaParams:
-        def step(params: lm.MetaParams, _: None) -> tuple[lm.MetaParams, None]:
+        def step(params: lm.MetaParams, nothing: None) -> tuple[lm.MetaParams, None]:
             _, grads = value_and_grad(params, support, query)
             return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import processes
 import pytest
 import typer
+from compiling import AS_USERS_DO
 
 import lamaml_jax
 from experiments import methods
@@ -39,6 +40,7 @@ def test_run_makes_results_table_and_figures(tmp_path):
     done = spawn(
         ["run", *TINY, "-m", "lamaml", "-m", "online", "--out", tmp_path / "out"],
         XDG_CACHE_HOME=str(tmp_path / "cache"),
+        **AS_USERS_DO,
     )
     assert done.returncode == 0, done.stderr
     assert "La-MAML" in done.stdout
