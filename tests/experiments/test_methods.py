@@ -69,7 +69,15 @@ def stream(key, num_batches=30, batch_size=10):
     return {"image": images, "label": labels, "task": tasks}
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+# Three in the quick tests: the program of one takes a second to compile.
+QUICK = ("lamaml", "er", "online")
+ALL = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name in methods.METHODS
+]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_method_learns_a_linear_problem(name):
     learner = learner_of(name)
     data_key, run_key = jax.random.split(jax.random.key(3))

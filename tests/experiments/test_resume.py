@@ -47,7 +47,14 @@ def make_inputs(config, num_devices=2):
     return runner.place(data, config.seeds, placement.make_mesh(num_devices))
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+# One in the quick tests; the programs of the others take longer to compile.
+CASES = [
+    pytest.param(name, marks=[] if name == "er_ace" else pytest.mark.slow)
+    for name in CONFIGS
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def case(request):
     config = make_config(request.param, **CONFIGS[request.param])
     inputs = make_inputs(config)
