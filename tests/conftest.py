@@ -17,7 +17,7 @@ jax.config.update("jax_num_cpu_devices", int(os.environ.get("LAMAML_TEST_DEVICES
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # XLA was once seen to crash in a process that kept programs of 5 GB, while it compiled
-# another. 500 small ones take about half a GB.
+# another. Small ones take a MB each.
 MOST_PROGRAMS = 500
 _compiled = collections.Counter()
 _peaks: dict[str, float] = {}
@@ -35,10 +35,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs an accelerator; only the CPU is present")
 
 
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Frees what a module compiled, and within one when it is a lot."""
-    is_last = nextitem is None or nextitem.path != item.path
-    if is_last or _compiled["programs"] > MOST_PROGRAMS:
+def pytest_runtest_teardown() -> None:
+    """Frees what was compiled, once it is a lot: many tests need the same."""
+    if _compiled["programs"] > MOST_PROGRAMS:
         jax.clear_caches()
         _compiled.clear()
 

@@ -350,6 +350,7 @@ def test_a_learner_keeps_a_balanced_memory(key):
 CAPACITY = 20_000
 
 
+@pytest.mark.slow
 def test_a_learner_over_a_stream_writes_its_rows_in_place():
     with jax.numpy_dtype_promotion("standard"):
         learner = learner_of(CAPACITY)

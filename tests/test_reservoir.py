@@ -440,6 +440,7 @@ def compiled_scan(step, reservoir):
     return compile_as_users_do(lowered)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replace", [True, False])
 def test_scan_over_add_and_sample_writes_in_place(replace):
     def step(reservoir, state, inputs):
@@ -454,6 +455,7 @@ def test_scan_over_add_and_sample_writes_in_place(replace):
     assert copies_in_loops(hlo, CAPACITY) == []
 
 
+@pytest.mark.slow
 def test_the_search_for_copies_finds_one():
     """Guards the tests beside it: a step that reads the old rows after the write."""
 
@@ -470,6 +472,7 @@ def row_loss(weights, rows):
     return (rows["x"] @ weights["w"] - rows["id"].astype(jnp.float32)) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replace", [True, False])
 def test_scan_over_sample_and_add_writes_in_place(replace):
     def step(reservoir, state, inputs):
@@ -484,6 +487,7 @@ def test_scan_over_sample_and_add_writes_in_place(replace):
     assert copies_in_loops(hlo, CAPACITY) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_order", [True, False])
 def test_learner_over_a_stream_writes_in_place(first_order):
     """The learner samples before it adds, so the read must not outlive the write."""

@@ -342,6 +342,7 @@ def test_seeds_side_by_side_equal_one_by_one():
         chex.assert_trees_all_close(picked, alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_are_written_in_place():
     """The cost of a batch must not grow with the rows of a task."""
     size = 20_000

@@ -194,6 +194,7 @@ def test_vmap_over_seeds_equals_each_alone():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_mapped", [False, True])
 def test_reservoir_stays_in_place(is_mapped):
     """The cost of a row must not grow with the capacity."""

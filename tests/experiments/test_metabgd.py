@@ -220,6 +220,7 @@ def test_vmap_over_seeds_equals_each_alone():
         )
 
 
+@pytest.mark.slow
 def test_reservoir_stays_in_place():
     """The cost of a batch must not grow with the capacity."""
     capacity = 20_011
