@@ -101,8 +101,17 @@ def assert_equals_plain_loop(inner_tx, expected, **options):
     assert_trees_close(grads, expected[1], **EXACT)
 
 
+# "chain" has the other three in it.
+ALONE = [
+    pytest.param(
+        name, marks=[] if name in ("momentum", "adam", "chain") else pytest.mark.slow
+    )
+    for name in TXS
+]
+
+
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("name", TXS)
+@pytest.mark.parametrize("name", ALONE)
 def test_meta_gradients_equal_a_plain_loop(x64, name, first_order):
     expected = plain_meta_gradient(TXS[name], first_order=first_order)(*make_problem())
     assert_equals_plain_loop(TXS[name], expected, first_order=first_order)

@@ -17,7 +17,8 @@ from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig
 from experiments.training import placement, runner
 
-METHODS = sorted(set(methods.METHODS) - {"icarl"})  # it needs classes of its own
+# All but er, which is a quick test, and icarl, which needs classes of its own.
+METHODS = sorted(set(methods.METHODS) - {"er", "icarl"})
 
 
 def small_inputs(name, data=None, **sizes):
@@ -36,8 +37,9 @@ def lower(benchmark, method, inputs, **options):
     return jax.export.export(fn, platforms=["tpu", "cuda"])(*arguments)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["er", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS)]
+)
 def test_training_is_lowered_for_tpu_and_cuda(method):
     benchmark, inputs = small_inputs("digits-rotations")
     exported = lower(benchmark, method, inputs)
@@ -59,6 +61,7 @@ def split(benchmark):
     return benchmarks.draw(benchmark, source, (0, 1))
 
 
+@pytest.mark.slow
 def test_convolutions_are_those_of_the_platform_lowered_for():
     benchmark, inputs = small_inputs("cifar100-split", split)
     text = lower(benchmark, "lamaml", inputs, precision="bfloat16").mlir_module()
