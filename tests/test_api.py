@@ -4,12 +4,12 @@ import ast
 import inspect
 import itertools
 import re
-import subprocess
 import sys
 import typing
 from pathlib import Path
 
 import pytest
+from processes import said
 
 import lamaml_jax as lm
 from lamaml_jax.options import LamamlOptions, MetaOptions
@@ -363,6 +363,7 @@ def test_experiments_use_public_names_under_one_alias(path):
 # The package ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_import_starts_no_backend_and_loads_nothing_heavy():
     program = """
 import sys
@@ -376,10 +377,7 @@ heavy = {
 found = heavy & set(sys.modules)
 assert not found, found
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
+    said([sys.executable, "-c", program], ROOT, ROOT)
 
 
 def test_type_marker_is_shipped():

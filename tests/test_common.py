@@ -5,12 +5,9 @@ A new member joins ``TRANSFORMS`` or ``LEARNERS``; the tests below then cover it
 
 import contextlib
 import functools
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -18,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from problems import stack
 
 import lamaml_jax as lm
 
@@ -285,10 +284,6 @@ def jitted(name):
     return tx, jax.jit(tx.update)
 
 
-def stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
 def plain(tree):
     """Keys as their bits, so that numpy can compare them."""
     return jax.tree.map(
@@ -453,22 +448,17 @@ def test_types_of_a_learners_state_are_unchanged_by_a_batch(name, on_mesh):
 
 @pytest.mark.slow
 def test_types_are_unchanged_on_eight_devices():
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-    ]
-    done = subprocess.run(
-        [*command, __file__, "-k", "test_types_of and True"],
-        env=os.environ | {"LAMAML_TEST_DEVICES": "8"},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
+    pytest_here = [sys.executable, "-m", "pytest", "-q", "-n", 0]
+    done = processes.run(
+        [
+            *pytest_here,
+            __file__,
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "test_types_of and True",
+        ],
+        LAMAML_TEST_DEVICES="8",
     )
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d+ passed", done.stdout)

@@ -60,7 +60,7 @@ STYLES = {
     "cls_er": Style("#B9D91A", "X"),
     "pocl": Style("#E5B589", "D"),
     "lor": Style("#F25454", "v"),
-    "upgd": Style("#A58FC7", "D"),
+    "upgd": Style("#B39DFF", "D"),
     "gem": Style("#8E44AD", "s"),
     "agem": Style("#CC79A7", "^"),
     "ewc": Style("#4A235A", "o"),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from problems import softmax_loss
 
 from experiments import methods, run_folder
 from experiments.config import presets
@@ -27,11 +28,7 @@ def logits_fn(weights, images):
     return images
 
 
-def loss_fn(weights, batch):
-    logits = logits_fn(weights, batch["image"])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-
-
+loss_fn = softmax_loss(logits_fn)
 PROBLEM = Problem(
     loss_fn,
     {
