@@ -1,6 +1,6 @@
 """Continual-learning experiments with lamaml_jax, from one command line or Python.
 
-``run`` trains, ``benchmarks.register``, ``models.register`` and ``methods.register``
+``run`` trains, ``benchmarks.register``, ``networks.register`` and ``methods.register``
 add what is a person's own, and ``report.make_report`` draws. Nothing is imported before
 it is used.
 """
@@ -9,19 +9,17 @@ import importlib
 import sys
 from typing import Any
 
-from .naming import share
+from .support.naming import share
 
-_MODULES = frozenset(
-    {
-        "benchmarks",
-        "data",
-        "hyperparameters",
-        "methods",
-        "models",
-        "report",
-        "run_folder",
-    }
-)
+_MODULES = {
+    "benchmarks": "config.benchmarks",
+    "data": "data",
+    "hyperparameters": "methods.hyperparameters",
+    "methods": "methods",
+    "networks": "networks",
+    "report": "report",
+    "run_folder": "run_folder",
+}
 _NAMES = {
     "run": "api",
     "from_arrays": "data.own",
@@ -37,7 +35,7 @@ share(sys.modules[__name__])
 def __getattr__(name: str) -> Any:
     """Imports a module, or what is in one, when it is first asked for."""
     if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
     if name in _NAMES:
         return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,20 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import (
-    launch,
-    loggers,
-    placement,
-    plugins,
-    request,
-    run_folder,
-    session,
-    stopping,
-)
-from experiments.benchmarks import Benchmark
+from experiments import run_folder
+from experiments.config import plugins, request
+from experiments.config.benchmarks import Benchmark
 from experiments.data import sources
-from experiments.paths import check_local
 from experiments.run_folder import NothingToReportError, Run
+from experiments.support import stopping
+from experiments.support.paths import check_local
+from experiments.training import launch, loggers, placement, session
 
 
 def run(

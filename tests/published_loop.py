@@ -149,7 +149,7 @@ def run(data, index, hidden, *, hyper, seed):
 
 
 def main(name, seeds):
-    from experiments import benchmarks, presets
+    from experiments.config import benchmarks, presets
 
     benchmark = benchmarks.get_benchmark(name)
     data = benchmarks.load(benchmark, seeds)

@@ -201,7 +201,7 @@ def run(data, index, benchmark, num_tasks, *, hyper, seed):
 
 
 def main(name, num_tasks, method, seeds):
-    from experiments import benchmarks, presets
+    from experiments.config import benchmarks, presets
 
     benchmark = benchmarks.get_benchmark(name)
     for seed in seeds:

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 import lamaml_jax as lm
-from experiments import __main__ as command_line
 from experiments import bench
+from experiments.cli import app as command_line
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments/results"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.bench.results import Result
 from experiments.bench.settings import Settings
-from experiments.errors import UserError
+from experiments.support.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 _SCRIPT = """
@@ -17,8 +17,9 @@ import dataclasses, json, os, sys, time
 start = time.perf_counter()
 benchmark, data_dir, cache, methods = json.loads(sys.argv[1])
 import PACKAGE, jax
-from experiments import benchmarks, placement, presets, runner
-from experiments.config import RunConfig
+from experiments.config import benchmarks, presets
+from experiments.training import placement, runner
+from experiments.config.run_config import RunConfig
 placement.use_cpu_devices(os.cpu_count() or 1)
 placement.cache_compilations(cache)
 count = len(jax.devices())

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import benchmarks, placement, presets, runner
-from experiments.config import RunConfig, check_config, num_meta_updates
-from experiments.measures import batches_per_part
+from experiments.config import benchmarks, presets
+from experiments.config.run_config import RunConfig, check_config, num_meta_updates
+from experiments.training import placement, runner
+from experiments.training.evaluation import batches_per_part
 
 
 class Job:

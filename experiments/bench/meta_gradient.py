@@ -12,11 +12,11 @@ import numpy as np
 import optax
 
 import lamaml_jax as lm
-from experiments import benchmarks
 from experiments.bench import timing
 from experiments.bench.results import Result
 from experiments.bench.settings import Settings
-from experiments.models import Network, convolution_for
+from experiments.config import benchmarks
+from experiments.networks import Network, convolution_for
 
 _PIXELS, _CLASSES, _QUERY = 784, 10, 20
 _PERCEPTRONS = {"32": (32,), "100x100": (100, 100), "512x512": (512, 512)}

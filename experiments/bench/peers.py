@@ -13,17 +13,17 @@ import numpy as np
 import optax
 
 import lamaml_jax as lm
-from experiments import presets
 from experiments.bench import timing
 from experiments.bench.job import Job, shortened
 from experiments.bench.results import Result
 from experiments.bench.settings import Settings
-from experiments.benchmarks import Benchmark
-from experiments.errors import UserError
-from experiments.feeding import make_show
-from experiments.hyperparameters import Hyperparameters
-from experiments.models import Network, convolve_by_matmul
-from experiments.train import make_problem
+from experiments.config import presets
+from experiments.config.benchmarks import Benchmark
+from experiments.methods.hyperparameters import Hyperparameters
+from experiments.networks import Network, convolve_by_matmul
+from experiments.support.errors import UserError
+from experiments.training.batches import make_show
+from experiments.training.one_seed import make_problem
 
 _SEEDS = (10, 100)
 _FEW_ROWS = 60

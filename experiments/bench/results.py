@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from experiments.errors import UserError
+from experiments.support.errors import UserError
 
 _FORMAT_VERSION = 2
 

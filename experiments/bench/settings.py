@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.bench.results import Result
-from experiments.benchmarks import Benchmark
+from experiments.config.benchmarks import Benchmark
 
 
 def _forget(results: Sequence[Result]) -> None:

@@ -13,7 +13,7 @@ from experiments.bench import timing
 from experiments.bench.job import Job
 from experiments.bench.results import Result
 from experiments.bench.settings import Settings
-from experiments.errors import UserError
+from experiments.support.errors import UserError
 
 _TASKS = 200
 _PARTS = 20

@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 
-from experiments import benchmarks
 from experiments.bench import timing
 from experiments.bench.job import Job, shortened
 from experiments.bench.results import Result
 from experiments.bench.settings import Settings
-from experiments.config import num_meta_updates
-from experiments.hyperparameters import Hyperparameters
+from experiments.config import benchmarks
+from experiments.config.run_config import num_meta_updates
+from experiments.methods.hyperparameters import Hyperparameters
 
 _TASKS = 2
 _FEW_ROWS = 20  # of a task, where an update takes a second

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import naming, registry
-from experiments.errors import UserError
-from experiments.paths import check_local
-from experiments.suggestions import did_you_mean
+from experiments.support import naming, registry
+from experiments.support.errors import UserError
+from experiments.support.paths import check_local
+from experiments.support.suggestions import did_you_mean
 
 
 class _TfdsForm(NamedTuple):

@@ -58,7 +58,7 @@ class Net(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
-experiments.models.register("own-net", lambda form: Net(form.num_classes))
+experiments.networks.register("own-net", lambda form: Net(form.num_classes))
 
 
 # A method: a function from a problem to a learner.

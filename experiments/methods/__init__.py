@@ -8,9 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import lamaml_jax as lm
-from experiments import registry, styles
-from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters, with_own
 from experiments.methods import (
     derpp,
     episodic,
@@ -23,8 +20,11 @@ from experiments.methods import (
     replay,
 )
 from experiments.methods.cost import Cost
+from experiments.methods.hyperparameters import Hyperparameters, with_own
 from experiments.methods.problem import Problem
-from experiments.suggestions import did_you_mean
+from experiments.support import registry, styles
+from experiments.support.errors import UserError
+from experiments.support.suggestions import did_you_mean
 
 
 class Method(NamedTuple):
@@ -113,7 +113,7 @@ def register(
     Raises:
         UserError: a name is taken, or a hyper-parameter or colour that cannot be.
     """
-    from experiments.request import field_names  # which imports this module
+    from experiments.config.request import field_names  # which imports this module
 
     told = with_own(name, hyper or {}, taken=field_names())
     method = Method(

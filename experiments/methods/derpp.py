@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
+from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 from experiments.methods.replay import SgdState
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.hyperparameters import Hyperparameters
+from experiments.methods.hyperparameters import Hyperparameters
 
 _EPS = 1e-6
 

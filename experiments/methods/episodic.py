@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
-from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters, check_given
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
+from experiments.methods.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
 from experiments.methods.projection import end_of, project, project_on_mean
 from experiments.methods.ring import RingMemory, init_memory, store
+from experiments.support.errors import UserError
 
 
 class EpisodicState(NamedTuple):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
-from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters, check_given
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
+from experiments.methods.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
+from experiments.support.errors import UserError
 
 
 class EwcState(NamedTuple):

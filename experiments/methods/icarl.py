@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
-from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods import exemplars
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
 from experiments.methods.exemplars import Exemplars, TaskRows
+from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.support.errors import UserError
 
 
 class IcarlState(NamedTuple):

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods.cost import (
     Cost,
     bytes_of,
@@ -16,6 +15,7 @@ from experiments.methods.cost import (
     rows_in_query,
     updates_per_row,
 )
+from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods.cost import (
     Cost,
     bytes_of,
     rows_in_meta_gradient,
     updates_per_row,
 )
+from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 import lamaml_jax as lm
-from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters, check_given
 from experiments.methods.cost import Cost, bytes_of
+from experiments.methods.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
+from experiments.support.errors import UserError
 
 
 class MerState(NamedTuple):

@@ -9,8 +9,6 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import lamaml_jax as lm
-from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters, check_given
 from experiments.methods.cost import (
     Cost,
     bytes_of,
@@ -18,7 +16,9 @@ from experiments.methods.cost import (
     updates_per_row,
 )
 from experiments.methods.descent import clip_by_norm
+from experiments.methods.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
+from experiments.support.errors import UserError
 
 
 class MetaBgdState(NamedTuple):

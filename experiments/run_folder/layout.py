@@ -1,6 +1,6 @@
 """Names of the files of a run, and its errors."""
 
-from experiments.errors import UserError
+from experiments.support.errors import UserError
 
 FORMAT_VERSION = 1
 METRICS = (

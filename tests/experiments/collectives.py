@@ -29,8 +29,9 @@ def collectives(hlo):
 
 def main(groups, rows):
     jax.config.update("jax_num_cpu_devices", groups * rows)
-    from experiments import benchmarks, placement, presets, runner
-    from experiments.config import RunConfig
+    from experiments.config import benchmarks, presets
+    from experiments.config.run_config import RunConfig
+    from experiments.training import placement, runner
 
     (hyper,) = presets.resolve("digits-rotations", ["lamaml"], {})
     benchmark = benchmarks.get_benchmark("digits-rotations")

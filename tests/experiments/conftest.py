@@ -6,19 +6,15 @@ import pytest
 @pytest.fixture
 def registries():
     """Forgets afterwards what a test registers."""
-    from experiments import (
-        benchmarks,
-        hyperparameters,
-        methods,
-        models,
-        registry,
-        styles,
-    )
+    from experiments import methods, networks
+    from experiments.config import benchmarks
     from experiments.data import sources
+    from experiments.methods import hyperparameters
+    from experiments.support import registry, styles
 
     known = [
         *(benchmarks.BENCHMARKS, benchmarks._OWN_STREAMS, sources._OWN),
-        *(methods.METHODS, hyperparameters._OWN, models.NETWORKS),
+        *(methods.METHODS, hyperparameters._OWN, networks.NETWORKS),
         *(registry._OWN, styles.NAMES, styles.STYLES),
     ]
     before = [dict(each) for each in known]

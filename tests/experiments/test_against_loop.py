@@ -10,11 +10,12 @@ import pytest
 from published_loop import run as run_loop
 
 import lamaml_jax as lm
-from experiments import benchmarks, placement, presets, runner
-from experiments.config import RunConfig
-from experiments.feeding import DataForm
-from experiments.models import Network, convolve_by_matmul
-from experiments.train import make_problem
+from experiments.config import benchmarks, presets
+from experiments.config.run_config import RunConfig
+from experiments.networks import Network, convolve_by_matmul
+from experiments.training import placement, runner
+from experiments.training.batches import DataForm
+from experiments.training.one_seed import make_problem
 
 SEEDS = (0, 1, 2, 3)
 

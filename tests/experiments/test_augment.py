@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import augment
+from experiments.data import augmentation as augment
 
 KEYS = jax.random.split(jax.random.key(0), 200)
 

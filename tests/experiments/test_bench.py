@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import __main__ as command_line
-from experiments import bench, benchmarks, presets
+from experiments import bench
 from experiments.bench import timing, update
 from experiments.bench.scaling import device_counts
-from experiments.errors import UserError
+from experiments.cli import app as command_line
+from experiments.config import benchmarks, presets
+from experiments.support.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -11,8 +11,10 @@ import pytest
 import typer
 
 import lamaml_jax
-from experiments import __main__ as cli
-from experiments import benchmarks, listing, methods
+from experiments import methods
+from experiments.cli import app as cli
+from experiments.cli import listing
+from experiments.config import benchmarks
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--seeds", "2", "--num-tasks", "2", "--rows-per-task", "20"]

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from experiments import costs, methods, presets, run_folder
+from experiments import methods, run_folder
+from experiments.config import presets
 from experiments.methods.cost import bytes_of
 from experiments.methods.problem import Problem
+from experiments.training import costs
 
 # Square layers: a gradient of a row takes 6 * WIDTH**2 operations in each, and the
 # first, which needs no gradient of its inputs, two thirds of it.

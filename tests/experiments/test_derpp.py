@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods import derpp
+from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -13,12 +13,12 @@ import quadprog
 from hlo import copies_in_loops
 
 import lamaml_jax as lm
-from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods import episodic
+from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 from experiments.methods.projection import end_of, project, project_on_mean
 from experiments.methods.ring import init_memory, store
+from experiments.support.errors import UserError
 
 # In 64 bits throughout; the stored updates are replayed in 32 bits too.
 pytestmark = pytest.mark.usefixtures("quick_compile", "x64")

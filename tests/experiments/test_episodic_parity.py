@@ -11,8 +11,8 @@ import pytest
 import stored_updates as su
 
 import lamaml_jax as lm
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods import episodic
+from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.projection import project, project_on_mean
 from experiments.methods.ring import RingMemory
 

@@ -8,10 +8,10 @@ import optax
 import pytest
 
 import lamaml_jax as lm
-from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods import ewc, replay
+from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.support.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

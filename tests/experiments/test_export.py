@@ -12,8 +12,10 @@ import pytest
 from problems import logistic_loss
 
 import lamaml_jax as lm
-from experiments import benchmarks, methods, placement, presets, runner
-from experiments.config import RunConfig
+from experiments import methods
+from experiments.config import benchmarks, presets
+from experiments.config.run_config import RunConfig
+from experiments.training import placement, runner
 
 METHODS = sorted(set(methods.METHODS) - {"icarl"})  # it needs classes of its own
 

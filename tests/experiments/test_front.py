@@ -3,8 +3,8 @@
 import numpy as np
 
 from experiments import run_folder
-from experiments.figures import front
-from experiments.rows import make_rows
+from experiments.report.entries import make_rows
+from experiments.report.figures import front
 
 
 def test_titles_tell_the_retained_accuracy_of_the_committed_runs():

@@ -10,9 +10,10 @@ import pytest
 from damage import damages, settings
 from hypothesis import given
 
-from experiments import bench, request, run_folder
-from experiments.checkpoints import Checkpoint, Checkpoints
-from experiments.errors import UserError
+from experiments import bench, run_folder
+from experiments.config import request
+from experiments.support.errors import UserError
+from experiments.training.checkpoints import Checkpoint, Checkpoints
 
 SEEDS = [3, 5]
 

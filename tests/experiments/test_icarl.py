@@ -10,10 +10,10 @@ import pytest
 from hlo import copies_in_loops
 
 import lamaml_jax as lm
-from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods import exemplars, icarl
+from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.support.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

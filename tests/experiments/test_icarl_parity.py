@@ -9,9 +9,9 @@ import pytest
 import stored_updates as su
 from parity import assert_close
 
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods import exemplars, icarl
 from experiments.methods.descent import clip_by_norm
+from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 
 if not su.FOLDER.is_dir():

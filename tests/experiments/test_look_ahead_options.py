@@ -9,9 +9,11 @@ import optax
 import pytest
 from rich.console import Console
 
-from experiments import benchmarks, placement, presets, report, runner, session
-from experiments.config import RunConfig, check_config
-from experiments.errors import UserError
+from experiments import report
+from experiments.config import benchmarks, presets
+from experiments.config.run_config import RunConfig, check_config
+from experiments.support.errors import UserError
+from experiments.training import placement, runner, session
 
 SEEDS = (0, 1)
 ONE_RATE = {"grain": "all", "inner_momentum": 0.5}

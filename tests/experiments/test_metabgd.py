@@ -9,10 +9,10 @@ import pytest
 from hlo import copies_in_loops
 
 import lamaml_jax as lm
-from experiments.errors import UserError
-from experiments.hyperparameters import Hyperparameters
+from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.metabgd import bayes_update, metabgd, normal_like
 from experiments.methods.problem import Problem
+from experiments.support.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

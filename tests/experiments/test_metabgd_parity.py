@@ -8,8 +8,8 @@ import stored_updates as su
 from parity import assert_close, assert_predictions_close
 
 import lamaml_jax as lm
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods import metabgd
+from experiments.methods.hyperparameters import Hyperparameters
 
 if not su.FOLDER.is_dir():
     pytest.skip("needs the stored updates (LAMAML_FIXTURES)", allow_module_level=True)

@@ -9,9 +9,10 @@ import pytest
 from hlo import copies_in_loops
 
 import lamaml_jax as lm
-from experiments import methods, presets
-from experiments.errors import UserError
+from experiments import methods
+from experiments.config import presets
 from experiments.methods.problem import Problem
+from experiments.support.errors import UserError
 
 NUM_FEATURES, NUM_CLASSES = 6, 3
 

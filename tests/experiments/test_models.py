@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import models
+from experiments import networks
 
 CASES = {
     "published": ((5, 8, 8, 3), (3, 3, 3, 4), (2, 2), ((1, 1), (1, 1))),
@@ -22,7 +22,7 @@ def case(request, x64):
     images, kernel = map(
         jnp.asarray, map(rng.normal, (0, 0), (1, 1), [image_shape, kernel_shape])
     )
-    by_matmul = lambda x, k: models.convolve_by_matmul(x, k, strides, padding)
+    by_matmul = lambda x, k: networks.convolve_by_matmul(x, k, strides, padding)
     by_xla = lambda x, k: jax.lax.conv_general_dilated(
         x, k, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -54,8 +54,10 @@ def test_its_first_and_second_derivatives_too(case):
 def test_bfloat16_computes_the_layers_and_keeps_weights_and_logits():
     images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3))
     sizes = {"hidden": (16,), "num_classes": 5, "channels": (8,)}
-    exact = models.Network(**sizes)
-    half = models.Network(**sizes, dtype="bfloat16", convolve=models.convolve_by_matmul)
+    exact = networks.Network(**sizes)
+    half = networks.Network(
+        **sizes, dtype="bfloat16", convolve=networks.convolve_by_matmul
+    )
     weights = half.init(jax.random.key(1), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {np.dtype("float32")}
     expected, got = exact.apply(weights, images), half.apply(weights, images)

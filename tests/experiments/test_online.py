@@ -10,24 +10,16 @@ import pytest
 from rich.console import Console
 
 import lamaml_jax as lm
-from experiments import (
-    benchmarks,
-    feeding,
-    figures,
-    models,
-    placement,
-    presets,
-    report,
-    request,
-    run_folder,
-    runner,
-    session,
-    train,
-)
-from experiments.config import RunConfig, anytime_after, check_config
-from experiments.errors import UserError
+from experiments import networks, report, run_folder
+from experiments.config import benchmarks, presets, request
+from experiments.config.run_config import RunConfig, anytime_after, check_config
 from experiments.methods import replay
 from experiments.methods.problem import Problem
+from experiments.report import figures
+from experiments.support.errors import UserError
+from experiments.training import batches as feeding
+from experiments.training import one_seed as train
+from experiments.training import placement, runner, session
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -58,14 +50,14 @@ def results_of(config):
 
 
 def network(benchmark, image_shape, num_classes):
-    form = models.NetworkForm(
+    form = networks.NetworkForm(
         image_shape,
         num_classes,
         benchmark.hidden,
         benchmark.channels,
-        convolve=models.convolve_by_matmul,
+        convolve=networks.convolve_by_matmul,
     )
-    return models.build(benchmark.network, form)
+    return networks.build(benchmark.network, form)
 
 
 @pytest.fixture(scope="module")
@@ -340,21 +332,23 @@ def test_the_reduced_resnet_has_the_published_layers():
     assert sum(sizes) == convolutions + 2 * norms + 160 * 100 + 100
     logits = jax.eval_shape(model.apply, weights, jnp.zeros((7, 32, 32, 3)))
     assert logits.shape == (7, 100)
-    head = models.head_mask(weights)["params"]
+    head = networks.head_mask(weights)["params"]
     assert [name for name, layer in head.items() if any(jax.tree.leaves(layer))] == [
         "Dense_0"
     ]
 
 
 def test_rows_do_not_depend_on_the_others_of_a_batch():
-    model = models.ReducedResNet18(3, (10, 20))
+    model = networks.ReducedResNet18(3, (10, 20))
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     weights = model.init(jax.random.key(1), images)
     together = model.apply(weights, images)
     alone = model.apply(weights, images[2:3])
     # float32 convolutions of another batch size.
     np.testing.assert_allclose(together[2:3], alone, rtol=1e-4, atol=1e-5)
-    by_matmul = models.ReducedResNet18(3, (10, 20), convolve=models.convolve_by_matmul)
+    by_matmul = networks.ReducedResNet18(
+        3, (10, 20), convolve=networks.convolve_by_matmul
+    )
     np.testing.assert_allclose(
         by_matmul.apply(weights, images), together, rtol=1e-4, atol=1e-5
     )

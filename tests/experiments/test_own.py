@@ -18,23 +18,16 @@ from rich.console import Console
 
 import experiments
 import lamaml_jax as lm
-from experiments import (
-    benchmarks,
-    config,
-    feeding,
-    hyperparameters,
-    methods,
-    models,
-    presets,
-    report,
-    request,
-    run_folder,
-    runner,
-    styles,
-)
-from experiments.checkpoints import Checkpoint, Checkpoints
+from experiments import methods, networks, report, run_folder
+from experiments.config import benchmarks, presets, request
+from experiments.config import run_config as config
 from experiments.data import own
-from experiments.errors import UserError
+from experiments.methods import hyperparameters
+from experiments.support import styles
+from experiments.support.errors import UserError
+from experiments.training import batches as feeding
+from experiments.training import runner
+from experiments.training.checkpoints import Checkpoint, Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "registries")
 QUIET = Console(quiet=True)
@@ -383,7 +376,7 @@ class Equinox(eqx.Module):
 
 
 def pair(form):
-    return models.Pair(
+    return networks.Pair(
         lambda key, images: {"w": jax.random.normal(key, (36, form.num_classes)) / 6},
         lambda weights, images: images.reshape(images.shape[0], -1) @ weights["w"],
     )
@@ -391,8 +384,8 @@ def pair(form):
 
 NETWORKS = {
     "linen": lambda form: Linen(form.num_classes),
-    "nnx": models.from_nnx(Nnx),
-    "equinox": models.from_equinox(Equinox),
+    "nnx": networks.from_nnx(Nnx),
+    "equinox": networks.from_equinox(Equinox),
     "pair": pair,
 }
 
@@ -400,7 +393,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_of_any_library_is_trained(name, tmp_path):
     register(shape=(6, 6, 1))
-    models.register(name, NETWORKS[name])
+    networks.register(name, NETWORKS[name])
     (found,) = run(tmp_path, names="online", network=name, learning_rate=0.1)
     assert found.config["network"] == name
     # 20 rows of two clusters, seen five times each; chance is a half
@@ -409,7 +402,7 @@ def test_a_network_of_any_library_is_trained(name, tmp_path):
 
 def test_step_sizes_are_named_after_the_weights_of_a_network_of_ones_own(tmp_path):
     register(shape=(6, 6, 1))
-    models.register("mine", models.from_equinox(Equinox))
+    networks.register("mine", networks.from_equinox(Equinox))
     options = {"capacity": 20, "glances": 1, "inner_steps": 1, "seeds": 1}
     (found,) = run(tmp_path, names="lamaml", network="mine", **options)
     assert found.summary["step_size_leaves"] == ["layer/bias", "layer/weight"]
@@ -432,24 +425,24 @@ class Normed(nn.Module):
 )
 def test_a_network_that_cannot_be_is_an_error(make, message, tmp_path):
     register()
-    models.register("mine", make)
+    networks.register("mine", make)
     with pytest.raises(UserError, match=f"network 'mine': {message}"):
         run(tmp_path, names="online", network="mine")
 
 
 def test_an_unknown_network_is_an_error_with_a_hint(tmp_path):
     register()
-    models.register("small-net", pair)
+    networks.register("small-net", pair)
     with pytest.raises(UserError, match="'smallnet'; did you mean small-net"):
         run(tmp_path, names="online", network="smallnet")
 
 
 def test_oml_asks_which_layer_is_the_last(tmp_path):
     register(shape=(6, 6, 1))
-    models.register("mine", pair)
+    networks.register("mine", pair)
     with pytest.raises(UserError, match=r"'mine': does not say .* last layer"):
         run(tmp_path, names="oml", network="mine", capacity=20)
-    models.register("mine", pair, head_fn=lambda weights: {"w": True})
+    networks.register("mine", pair, head_fn=lambda weights: {"w": True})
     options = {"capacity": 20, "glances": 1, "inner_steps": 1, "seeds": 1}
     (found,) = run(tmp_path, names="oml", network="mine", **options)
     assert np.isfinite(found.accuracy).all()

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments import benchmarks, presets
 from experiments.bench import peers
 from experiments.bench.job import Job, shortened
 from experiments.bench.settings import Settings
-from experiments.errors import UserError
+from experiments.config import benchmarks, presets
+from experiments.support.errors import UserError
 
 torch = pytest.importorskip("torch", reason="peers are timed with PyTorch, not here")
 peer_torch = pytest.importorskip("experiments.bench.peer_torch")

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import benchmarks, placement, presets, runner
-from experiments.config import RunConfig
-from experiments.errors import UserError
+from experiments.config import benchmarks, presets
+from experiments.config.run_config import RunConfig
+from experiments.support.errors import UserError
+from experiments.training import placement, runner
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 3

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from processes import said
 
-from experiments import __main__ as cli
-from experiments import plugins
-from experiments.errors import UserError
+from experiments.cli import app as cli
+from experiments.config import plugins
+from experiments.support.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "experiments/examples/your_own.py"

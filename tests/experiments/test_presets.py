@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from experiments import hyperparameters, presets
-from experiments.benchmarks import BENCHMARKS
-from experiments.errors import UserError
-from experiments.hyperparameters import OPTIONAL, Hyperparameters
-from experiments.methods import METHODS
+from experiments.config import presets
+from experiments.config.benchmarks import BENCHMARKS
+from experiments.methods import METHODS, hyperparameters
+from experiments.methods.hyperparameters import OPTIONAL, Hyperparameters
+from experiments.support.errors import UserError
 
 # Everything below is written by hand from the published command lines. A value that a
 # method does not have is left out; every other field must be at its default.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import printing
+from experiments.support import printing
 
 ROOT = Path(__file__).parents[2]
 ENCODINGS = ["ascii", "latin-1", "cp437", "utf-8"]
@@ -59,7 +59,7 @@ def test_a_command_prints_in_any_encoding(command, encoding):
 
 def test_a_reader_that_leaves_ends_nothing():
     code = """
-from experiments import printing
+from experiments.support import printing
 console = printing.LastingConsole()
 for line in range(2000):
     console.print("x" * 79)

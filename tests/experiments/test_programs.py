@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import pytest
 
 import lamaml_jax as lm
-from experiments import benchmarks, methods, presets
-from experiments.config import RunConfig
-from experiments.feeding import DataForm
+from experiments import methods
+from experiments.config import benchmarks, presets
+from experiments.config.run_config import RunConfig
 from experiments.methods import lookahead
-from experiments.models import Network, convolve_by_matmul
-from experiments.train import make_problem
+from experiments.networks import Network, convolve_by_matmul
+from experiments.training.batches import DataForm
+from experiments.training.one_seed import make_problem
 
 STORED = pathlib.Path(__file__).with_name("programs.json")
 PROGRAMS = {

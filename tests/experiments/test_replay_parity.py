@@ -9,8 +9,8 @@ import pytest
 import stored_updates as su
 from parity import assert_close
 
-from experiments.hyperparameters import Hyperparameters
 from experiments.methods import la_er, replay
+from experiments.methods.hyperparameters import Hyperparameters
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

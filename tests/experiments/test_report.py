@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import bench, figures, published, report, rows, run_folder, styles
-from experiments.errors import UserError
+from experiments import bench, report, run_folder
+from experiments.report import entries as rows
+from experiments.report import figures, published
+from experiments.support import styles
+from experiments.support.errors import UserError
 
 NAN = float("nan")
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"}

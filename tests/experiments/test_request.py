@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from experiments import presets, request
-from experiments.config import config_record
-from experiments.errors import UserError
+from experiments.config import presets, request
+from experiments.config.run_config import config_record
+from experiments.support.errors import UserError
 
 
 def read(tmp_path, text):

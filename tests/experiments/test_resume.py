@@ -14,16 +14,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import (
-    benchmarks,
-    methods,
-    placement,
-    presets,
-    run_folder,
-    runner,
-    session,
-)
-from experiments.config import RunConfig
+from experiments import methods, run_folder
+from experiments.config import benchmarks, presets
+from experiments.config.run_config import RunConfig
+from experiments.training import placement, runner, session
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)
@@ -268,7 +262,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_it_is_not(tmp_path):
     text = finished(limited, 2)
     # Not always the last line: orbax may tell of its closed event loop after it.
     assert any("a checkpoint cannot be written" in line for line in text.splitlines())
-    assert "experiments/session.py" not in text, "a traceback of ours"  # orbax's may be
+    assert "experiments/training/" not in text, "a traceback of ours"  # orbax's may be
     text = finished(start(tmp_path / "parts"))
     assert "was interrupted, goes on from" in text
     assert_same(tmp_path / "parts/er", tmp_path / "whole/er")

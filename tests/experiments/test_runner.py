@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import lamaml_jax as lm
-from experiments import benchmarks, feeding, measures, placement, presets, runner, train
-from experiments.config import (
+from experiments.config import benchmarks, presets
+from experiments.config.run_config import (
     RunConfig,
     check_config,
     check_memory,
@@ -17,8 +17,12 @@ from experiments.config import (
     with_rates,
 )
 from experiments.data.streams import apply_pixel_map
-from experiments.errors import UserError
-from experiments.models import Network
+from experiments.networks import Network
+from experiments.support.errors import UserError
+from experiments.training import batches as feeding
+from experiments.training import evaluation as measures
+from experiments.training import one_seed as train
+from experiments.training import placement, runner
 
 SEEDS = (0, 1, 2)
 

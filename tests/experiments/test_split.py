@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 import lamaml_jax as lm
-from experiments import benchmarks, feeding, placement, presets, runner, train
-from experiments.config import RunConfig
+from experiments.config import benchmarks, presets
+from experiments.config.run_config import RunConfig
 from experiments.data import streams
 from experiments.data.sources import Source
-from experiments.errors import UserError
-from experiments.models import Network, head_mask
+from experiments.networks import Network, head_mask
+from experiments.support.errors import UserError
+from experiments.training import batches as feeding
+from experiments.training import one_seed as train
+from experiments.training import placement, runner
 
 NUM_CLASSES, PER_CLASS = 6, 20
 

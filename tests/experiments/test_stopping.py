@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import stopping
+from experiments.support import stopping
 
 ROOT = Path(__file__).parents[2]
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -94,7 +94,7 @@ SCENES = {
 @pytest.mark.parametrize(("code", "text", "count"), SCENES.values(), ids=SCENES)
 def test_a_process_ends_in_words_with_the_signals_status(code, text, count, number):
     process = spawn(
-        f"from experiments import stopping\nkeep = {code}\n"
+        f"from experiments.support import stopping\nkeep = {code}\n"
         "print('ready', flush=True)\nimport time\n"
         "for _ in range(600): time.sleep(0.1)"
     )

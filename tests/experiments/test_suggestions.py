@@ -4,8 +4,10 @@ import doctest
 
 import pytest
 
-from experiments import hyperparameters, request, suggestions
-from experiments.errors import UserError
+from experiments.config import request
+from experiments.methods import hyperparameters
+from experiments.support import suggestions
+from experiments.support.errors import UserError
 
 
 def test_the_examples_are_true():

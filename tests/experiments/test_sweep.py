@@ -9,21 +9,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import (
-    benchmarks,
-    methods,
-    placement,
-    presets,
-    request,
-    run_folder,
-    runner,
-    session,
-    sweep,
-)
-from experiments.config import RunConfig, shape_of
+from experiments import methods, run_folder
+from experiments.config import benchmarks, presets, request
+from experiments.config.run_config import RunConfig, shape_of
 from experiments.data import sources
-from experiments.errors import UserError
-from experiments.hyperparameters import RATES, rates_of
+from experiments.methods.hyperparameters import RATES, rates_of
+from experiments.report.leaderboard import leaderboard
+from experiments.support.errors import UserError
+from experiments.training import placement, runner, session, sweep
 
 GRID = {"grid": {"capacity": [10, 20]}}
 SIZES = {"num_tasks": 2, "rows_per_task": 20, "seeds": 2}
@@ -260,7 +253,7 @@ def test_an_interrupted_group_goes_on(tmp_path, monkeypatch, quick_compile):
             np.testing.assert_array_equal(parts.arrays[name], whole.arrays[name])
     assert not list((tmp_path / "parts").rglob("checkpoints"))
     console = quiet()
-    sweep.leaderboard(
+    leaderboard(
         [tmp_path / "parts" / point.folder for point in points], tmp_path, console
     )
     said = console.file.getvalue()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import benchmarks
+from experiments.config import benchmarks
 from experiments.data import prepare, sources, tiny_imagenet
 from experiments.data.sources import DataError
 

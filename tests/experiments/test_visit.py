@@ -11,8 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from experiments import __main__ as command_line
-from experiments import session
+from experiments.cli import app as command_line
+from experiments.run_folder.environment import environment
 
 ROOT = Path(__file__).parents[2]
 PLAN = ROOT / "experiments/bench/visit.yaml"
@@ -114,4 +114,4 @@ def test_the_plan_has_options_that_commands_know():
 
 def test_records_name_the_commit_that_they_are_told(monkeypatch):
     monkeypatch.setenv("LAMAML_COMMIT", "0123abc")
-    assert session.environment()["git_commit"] == "0123abc"
+    assert environment()["git_commit"] == "0123abc"

@@ -13,8 +13,10 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments import loggers, progress, run_folder
-from experiments.errors import UserError
+from experiments import run_folder
+from experiments.support import progress
+from experiments.support.errors import UserError
+from experiments.training import loggers
 
 ROOT = Path(__file__).parents[2]
 

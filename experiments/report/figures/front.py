@@ -1,0 +1,198 @@
+"""The two pictures that the README opens with.
+
+    python -m experiments.report.figures.front
+
+Draws ``forgetting`` from committed run folders, and ``step-sizes`` from a stream of two
+parameters that it learns on the spot, into ``experiments/results/front``.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lamaml_jax as lm
+from experiments import run_folder
+from experiments.report import figures
+from experiments.report.entries import make_rows
+from experiments.report.figures.accuracy import draw_matrix
+from experiments.report.figures.common import Entry, figure
+from experiments.support.styles import STYLES
+
+RESULTS = Path(__file__).parents[2] / "results"
+INNER_STEPS, NUM_UPDATES, STEP_SIZE, STEP_SIZE_RATE = 4, 60, 0.2, 0.02
+START = jnp.array([-0.6, 0.0])  # where both are served on the first weight
+OLD, OLD_CURVATURE = jnp.array([-1.0, 0.0]), jnp.array([4.0, 0.0])
+NEW, NEW_CURVATURE = jnp.array([1.0, 1.2]), jnp.array([1.0, 1.0])
+
+
+def forgetting(left: Entry, right: Entry) -> Any:
+    """Draws the accuracy matrices of two runs on one stream side by side.
+
+    Args:
+        left: a run; its accuracies are [S, T, T] fractions.
+        right: another one on the same stream.
+
+    Returns:
+        A matplotlib figure, ``WIDTH_IN`` wide.
+    """
+    from matplotlib.colors import Normalize
+
+    page = figure(3.45)
+    panels = page.subplots(1, 2, sharex=True, sharey=True)
+    means = [100 * entry.accuracy.mean(axis=0) for entry in (left, right)]
+    lowest = min(mean[np.tri(len(mean)) > 0].min() for mean in means)
+    norm = Normalize(10 * np.floor(lowest / 10), 100)
+    mesh = None
+    for axes, entry, mean in zip(panels, (left, right), means, strict=True):
+        mesh = draw_matrix(axes, mean, norm)
+        axes.set_title(
+            f"{entry.label}: {mean[-1].mean():.0f} % over all tasks at the end",
+            fontsize=9,
+        )
+        axes.text(
+            0.96,
+            0.95,
+            "not yet learnt",
+            transform=axes.transAxes,
+            ha="right",
+            va="top",
+            color="#8C8C8C",
+        )
+    bar = page.colorbar(mesh, ax=list(panels), shrink=0.86, aspect=25)
+    bar.set_label("accuracy (%), mean of the seeds")
+    page.supxlabel("task tested: each turns MNIST by an angle of its own", fontsize=8)
+    panels[0].set_ylabel("number of tasks learnt")
+    return page
+
+
+class Learnt(NamedTuple):
+    """A stream of two parameters after ``NUM_UPDATES`` meta-updates."""
+
+    step_sizes: np.ndarray
+    """[updates + 1, 2]."""
+    first: np.ndarray
+    """Weights along the inner steps from the start, initial step sizes, [K + 1, 2]."""
+    last: np.ndarray
+    """The same with the step sizes learnt."""
+
+
+def loss_fn(weights: lm.Params, batch: lm.Batch) -> jax.Array:
+    """A row wants the weights at its ``target``, as firmly as its ``curvature`` says.
+
+    Args:
+        weights: [2].
+        batch: ``target`` and ``curvature``, [B, 2].
+
+    Returns:
+        [B].
+    """
+    distances = weights[None, :] - batch["target"]
+    return jnp.sum(batch["curvature"] * distances**2, axis=1) / 2
+
+
+def learn_two_step_sizes() -> Learnt:
+    """Learns new rows beside replayed old ones, which contest the first weight only."""
+    tx = lm.lamaml(
+        loss_fn,
+        step_size_init=STEP_SIZE,
+        step_size_learning_rate=STEP_SIZE_RATE,
+        inner_steps=INNER_STEPS,
+    )
+    old = {"target": OLD[None, :], "curvature": OLD_CURVATURE[None, :]}
+    new = {"target": NEW[None, :], "curvature": NEW_CURVATURE[None, :]}
+    query = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, new)
+    support = jax.tree.map(lambda leaf: jnp.stack([leaf] * INNER_STEPS), new)
+
+    def step(carry, _):
+        weights, state = carry
+        zeros = optax.tree.zeros_like(weights)
+        updates, state = tx.update(zeros, state, weights, support=support, query=query)
+        step_sizes = optax.tree.get(state, "step_sizes")
+        return (optax.apply_updates(weights, updates), state), step_sizes
+
+    initial = jnp.full(2, STEP_SIZE)
+    _, found = jax.lax.scan(step, (START, tx.init(START)), length=NUM_UPDATES)
+
+    def along(step_sizes):
+        paths = [START]
+        for k in range(1, INNER_STEPS + 1):
+            steps = jax.tree.map(lambda leaf, k=k: leaf[:k], support)
+            paths.append(lm.adapt(loss_fn, START, step_sizes, steps)[0])
+        return np.stack(paths)
+
+    step_sizes = np.concatenate([initial[None, :], found])
+    return Learnt(step_sizes, along(initial), along(found[-1]))
+
+
+def step_sizes(learnt: Learnt) -> Any:
+    """Draws inner steps before and after their sizes were learnt, and the sizes."""
+    page = figure(2.6)
+    plane, sizes = page.subplots(1, 2, width_ratios=(1.25, 1))
+    x, y = np.meshgrid(np.linspace(-1.5, 1.25, 120), np.linspace(-0.3, 1.5, 120))
+    query_loss = sum(
+        curvature[0] * (x - target[0]) ** 2 + curvature[1] * (y - target[1]) ** 2
+        for target, curvature in (
+            (np.asarray(OLD), np.asarray(OLD_CURVATURE)),
+            (np.asarray(NEW), np.asarray(NEW_CURVATURE)),
+        )
+    )
+    plane.contour(x, y, query_loss, levels=12, colors="#C8C8C8", linewidths=0.6)
+    plane.axvline(OLD[0], color="black", linewidth=0.9, linestyle=":")
+    plane.text(OLD[0] - 0.04, 1.4, "best for\nthe old\nrows", ha="right", va="top")
+    plane.plot(*NEW, marker="*", color="black", markersize=8)
+    plane.text(NEW[0] - 0.07, NEW[1], "best for\nthe new rows", ha="right", va="center")
+    for path, color, text, place, align in (
+        (
+            learnt.first,
+            STYLES["online"].color,
+            "initial\nstep sizes",
+            (0.3, 0.3),
+            "left",
+        ),
+        (
+            learnt.last,
+            STYLES["lamaml"].color,
+            "learned\nstep sizes",
+            (-0.42, 0.66),
+            "left",
+        ),
+    ):
+        plane.plot(*path.T, color=color, marker="o", markersize=3.5, linewidth=1.3)
+        plane.text(*place, text, color=color, ha=align)
+    plane.set_xlabel("first weight: old and new rows disagree")
+    plane.set_ylabel("second weight: matters to\nthe new rows only")
+    for k, (name, line) in enumerate((("first weight", "-"), ("second weight", "--"))):
+        values, color = np.maximum(learnt.step_sizes[:, k], 0), STYLES["lamaml"].color
+        sizes.plot(values, color=color, linestyle=line, linewidth=1.3)
+        sizes.text(NUM_UPDATES, values[-1] + 0.012, name, color=color, ha="right")
+    sizes.set_ylim(bottom=-0.01)
+    sizes.set_xlabel("number of meta-updates")
+    sizes.set_ylabel("step size")
+    return page
+
+
+def main() -> list[Path]:
+    """Draws both pictures; returns their files."""
+    folders = (RESULTS / f"mnist-rotations/{name}" for name in ("online", "lamaml"))
+    found = {
+        row.entry.method: row.entry
+        for row in make_rows([run_folder.read(folder) for folder in folders])
+    }
+    out_dir = RESULTS / "front"
+    run_folder.make_folder(out_dir)
+    pair = found["online"], found["lamaml"]
+    return [
+        *figures.save(lambda: forgetting(*pair), out_dir / "forgetting"),
+        *figures.save(
+            lambda: step_sizes(learn_two_step_sizes()), out_dir / "step-sizes"
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    for path in main():
+        print(path)

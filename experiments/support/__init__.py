@@ -1,0 +1,1 @@
+"""What every other folder uses and what uses none of them."""

@@ -1,0 +1,1 @@
+"""From configurations to trained seeds: placement, batches, programs, the loop."""

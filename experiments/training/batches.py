@@ -1,0 +1,147 @@
+"""How rows of a stream become batches, inside the compiled program."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import lamaml_jax as lm
+from experiments import methods
+from experiments.config import benchmarks
+from experiments.config.run_config import RunConfig
+from experiments.data.augmentation import augment
+from experiments.data.streams import apply_pixel_map
+
+
+class DataForm(NamedTuple):
+    """Sizes of a benchmark's data that its programs are compiled for."""
+
+    image_shape: tuple[int, ...]
+    num_classes: int
+    max_value: float
+
+
+class Shared(NamedTuple):
+    """Arrays on the device that all seeds read, as in ``BenchmarkData``."""
+
+    train_images: jax.Array
+    train_labels: jax.Array
+    test_images: jax.Array
+    test_labels: jax.Array
+
+
+class StreamArrays(NamedTuple):
+    """Arrays on the device with a leading seed axis, as in ``BenchmarkData``."""
+
+    rows: jax.Array
+    pixel_maps: jax.Array
+    label_maps: jax.Array
+    test_rows: jax.Array
+
+
+class Images(NamedTuple):
+    """How stored images become the network's inputs."""
+
+    scale: Callable[[jax.Array, jax.Array], jax.Array]
+    """``(images [B, ...] as stored, pixel_map) -> [B, ...]``, uint8 in [0, 1]."""
+    augment: Callable[[lm.Key, jax.Array], jax.Array] | None
+    normalise: Callable[[jax.Array], jax.Array]
+
+
+def make_images(benchmark: benchmarks.Benchmark, form: DataForm) -> Images:
+    """Builds the steps from stored pixels to inputs that a benchmark asks for."""
+
+    def scale(images, pixel_map):
+        if pixel_map.shape[0]:
+            flat = images.reshape(images.shape[0], -1)
+            images = apply_pixel_map(flat, pixel_map).reshape(images.shape)
+        return images.astype(jnp.float32) / form.max_value
+
+    def normalise(images):
+        if not benchmark.mean:
+            return images
+        before = (None,) * (images.ndim - 1)
+        mean, std = (
+            jnp.asarray(x, jnp.float32)[*before, :]
+            for x in (benchmark.mean, benchmark.std)
+        )
+        return (images - mean) / std
+
+    names = benchmark.augment
+    changes = (lambda key, images: augment(key, images, names)) if names else None
+    return Images(scale, changes, normalise)
+
+
+def keys_of(seed: jax.Array) -> tuple[lm.Key, lm.Key, lm.Key]:
+    """Keys of the initial weights, of the learner's start and of training."""
+    init_key, learner_key, train_key = jax.random.split(jax.random.key(seed), 3)
+    return init_key, learner_key, train_key
+
+
+def task_key(seed: jax.Array, task: jax.Array) -> lm.Key:
+    """Key of a task's training."""
+    return jax.random.fold_in(keys_of(seed)[2], task)
+
+
+def positions(config: RunConfig, seed, task, epoch) -> tuple[jax.Array, jax.Array]:
+    """Which rows an epoch shows: their tasks [R] and places within those [R]."""
+    num_tasks, num_rows = config.benchmark.num_tasks, config.benchmark.rows_per_task
+    places = jnp.arange(num_rows)
+    if methods.METHODS[config.method].mixes_tasks:
+        part = task * config.hyper.epochs + epoch
+        order_key = jax.random.fold_in(keys_of(seed)[2], part // num_tasks)
+        order = jax.random.permutation(order_key, num_tasks * num_rows)
+        chosen = order[(part % num_tasks) * num_rows + places]
+        return chosen // num_rows, chosen % num_rows
+    if config.hyper.epochs > 1:  # the first shows the stream's own order
+        order_key = jax.random.fold_in(task_key(seed, task), epoch)
+        shuffled = jax.random.permutation(order_key, places)
+        places = jnp.where(epoch == 0, places, shuffled)
+    return jnp.broadcast_to(task, places.shape), places
+
+
+class Show(NamedTuple):
+    """How rows of the stream reach a learner."""
+
+    epoch: Callable[..., tuple[dict[str, jax.Array], jax.Array]]
+    """``epoch(stream, seed, task, epoch)``: places of the rows of all batches, leaves
+    [N, B], and their mask [N, B]."""
+    rows: Callable[..., tuple[lm.Batch, lm.Key]]
+    """``rows(shared, stream, key, places)``: one batch, and a key not used for it."""
+
+
+def make_show(config: RunConfig, form: DataForm) -> Show:
+    """Builds the functions that show a run its rows."""
+    num_rows = config.benchmark.rows_per_task
+    batch_size = config.hyper.batch_size
+    padding = -num_rows % batch_size
+    images_of = make_images(config.benchmark, form)
+    mixes = methods.METHODS[config.method].mixes_tasks
+
+    def epoch(stream, seed, task, epoch):
+        tasks, places = positions(config, seed, task, epoch)
+        batches = jax.tree.map(
+            lambda x: jnp.pad(x, (0, padding), mode="edge").reshape(-1, batch_size),
+            {"task": tasks, "row": stream.rows[tasks, places]},
+        )
+        mask = jnp.arange(num_rows + padding) < num_rows
+        return batches, mask.reshape(-1, batch_size)
+
+    def rows(shared, stream, key, places):
+        tasks = places["task"]
+        images = shared.train_images[places["row"]]
+        if mixes:
+            images = jax.vmap(lambda image, m: images_of.scale(image[None], m)[0])(
+                images, stream.pixel_maps[tasks]
+            )
+        else:
+            images = images_of.scale(images, stream.pixel_maps[tasks[0]])
+        if images_of.augment is not None:
+            augment_key, key = jax.random.split(key)
+            images = images_of.augment(augment_key, images)
+        labels = stream.label_maps[shared.train_labels[places["row"]]]
+        batch = {"image": images_of.normalise(images), "label": labels}
+        return batch | ({"task": tasks} if config.setting == "aware" else {}), key
+
+    return Show(epoch, rows)
