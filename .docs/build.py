@@ -10,6 +10,7 @@ reads as it is written there. Whatever Sphinx warns of is an error.
 import ast
 import importlib
 import inspect
+import json
 import re
 import shutil
 import sys
@@ -67,12 +68,12 @@ def staged(path: str) -> str:
     return re.sub(r"\bREADME\.md\b", "index.md", path)
 
 
-def stage_guide(page: str, folder: Path, extra: str = "") -> None:
-    """Copies a page, and the files that it shows or offers, to the same places."""
+def followed(text: str, page: Path, folder: Path) -> str:
+    """The text with links between pages as Sphinx knows them; copies other files."""
 
     def follow(link: re.Match[str]) -> str:
         shown, path, anchor = link.groups()
-        found = (ROOT / page).parent / path
+        found = page.parent / path
         if "://" in path or found.suffix in (".md", ".ipynb"):
             return f"[{shown}]({staged(path)}{anchor})"
         if found.is_dir():  # a code host shows it, a web page cannot
@@ -80,11 +81,33 @@ def stage_guide(page: str, folder: Path, extra: str = "") -> None:
         copy(found, folder)
         return link[0]
 
-    text = (ROOT / page).read_text()
-    text = re.sub(r"\[([^\]]*)\]\(([^)#\s]+)([^)\s]*)\)", follow, text)
+    return re.sub(r"\[([^\]]*)\]\(([^)#\s]+)([^)\s]*)\)", follow, text)
+
+
+def stage_guide(page: str, folder: Path, extra: str = "") -> None:
+    """Copies a page to the same place, and the files that it shows or offers."""
     place = folder / staged(page)
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(text + extra)
+    text = (ROOT / page).read_text()
+    place.write_text(followed(text, ROOT / page, folder) + extra)
+
+
+def stage_notebook(path: Path, folder: Path) -> None:
+    """Copies a notebook as it was executed."""
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = followed("".join(cell["source"]), path, folder)
+    place = folder / path.relative_to(ROOT)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps(notebook))
+
+
+def notebooks() -> list[Path]:
+    """The notebooks in the order in which the guide to the experiments names them."""
+    page = ROOT / "experiments/README.md"
+    named = re.findall(r"\]\((notebooks/[^)]+)\)", page.read_text())
+    return [page.parent / name for name in named]
 
 
 def copy(path: Path, folder: Path) -> None:
@@ -240,13 +263,12 @@ def build(target: Path) -> int:
         (folder / "reference").mkdir()
         for name in MODULES:
             write_module(name, folder / "reference")
-        notebooks = sorted((ROOT / "experiments/notebooks").glob("*.ipynb"))
-        for path in notebooks:
-            copy(path, folder)
+        for path in notebooks():
+            stage_notebook(path, folder)
         for page in GUIDES:
             stage_guide(page, folder)
         guides = [f"{title} <{staged(page)}>" for page, title in GUIDES.items()]
-        books = [str(path.relative_to(ROOT)) for path in notebooks]
+        books = [str(path.relative_to(ROOT)) for path in notebooks()]
         modules = [f"{name} <reference/{name}>" for name in MODULES]
         parts = {"Guides": guides, "Notebooks": books, "Reference": modules}
         extra = "".join(contents(*part) for part in parts.items())
