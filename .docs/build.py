@@ -150,7 +150,8 @@ def person(node: ast.expr | None) -> str:
     text = "None" if node is None else ast.unparse(node)
     # A type of ours goes by its public name, whichever module it is written in.
     own = "|".join(path.stem for path in (ROOT / "lamaml_jax").glob("*.py"))
-    return re.sub(rf"\b(?:{own})\.(?=[A-Z])", "", text).replace("[PyTree]", "")
+    text = re.sub(rf"\b(?:{own})\.(?=[A-Z])", "", text)
+    return re.sub(r"(?<=\w)\[PyTree\]", "", text)  # a container of anything
 
 
 def parameters(node: ast.FunctionDef, shown: dict[str, str]) -> list[str]:
