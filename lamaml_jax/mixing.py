@@ -208,7 +208,8 @@ def soft_maximum_value_and_grad(
         points: tree of weights with leaves [K, ...].
         batch: pytree with leaves [B, ...], the same for all points.
         mask: [B] booleans, True = valid; None takes every row.
-        temperature: in nats, > 0. Small ones approach the maximum, large ones the mean.
+        temperature: scalar in nats, > 0. Small ones approach the maximum, large ones
+            the mean.
 
     Returns:
         ``(value, losses [K]), gradient``: nats, and the tree of one point.
