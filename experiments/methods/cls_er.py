@@ -60,7 +60,7 @@ class ClsErInfo(NamedTuple):
     """Global norm before clipping."""
 
 
-def make_loss(problem: Problem, hyper: ClsErHyperparameters):
+def make_loss(problem: Problem, hyper: ClsErHyperparameters) -> Callable[..., Any]:
     """Builds the loss of CLS-ER.
 
     Args:
@@ -74,7 +74,9 @@ def make_loss(problem: Problem, hyper: ClsErHyperparameters):
         the average that gives their label the larger probability.
     """
 
-    def fn(weights, plastic, stable, rows, mask):
+    def fn(
+        weights, plastic, stable, rows, mask
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         old, old_mask = jax.tree.map(lambda x: x[: hyper.replay_size], (rows, mask))
         logits = [
             problem.logits_fn(w, old["image"]) for w in (weights, plastic, stable)
@@ -175,7 +177,7 @@ def cls_er(problem: Problem, hyper: ClsErHyperparameters) -> lm.Learner:
             weights, tx.init(weights), plastic, stable, jnp.int32(0), reservoir.init()
         )
 
-    def step(keys, state, rows, mask):
+    def step(keys, state, rows, mask) -> tuple[ClsErState, ClsErInfo]:
         (loss, (distance, share)), grads = value_and_grad(
             state.weights, state.plastic, state.stable, rows, mask
         )
@@ -205,11 +207,13 @@ def cls_er(problem: Problem, hyper: ClsErHyperparameters) -> lm.Learner:
         )
         return moved, ClsErInfo(loss, distance, share, optax.tree.norm(grads))
 
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[ClsErState, ClsErInfo]:
         batch_mask = valid_rows(batch, batch_mask)
         glance_key, add_key = jax.random.split(key)
 
-        def glance(state, inputs):
+        def glance(state, inputs) -> tuple[ClsErState, ClsErInfo]:
             key, is_last = inputs
             replay_key, *keys = jax.random.split(key, 3)
             old, old_mask, memory = reservoir.sample_and_add(

@@ -1,7 +1,8 @@
 """LOR: replay that descends where steps along several directions would lead."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,9 @@ class LorInfo(NamedTuple):
     """Global norm before clipping."""
 
 
-def make_update(problem: Problem, hyper: LorHyperparameters):
+def make_update(
+    problem: Problem, hyper: LorHyperparameters
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Builds one step of LOR on given rows.
 
     Args:
@@ -54,11 +57,13 @@ def make_update(problem: Problem, hyper: LorHyperparameters):
     """
     tx = clipped_sgd(hyper)
 
-    def gradient(weights, rows, mask):
+    def gradient(weights, rows, mask) -> lm.Params:
         mean_loss = lambda w: lm.losses.masked_mean(problem.loss_fn(w, rows), mask)
         return jax.grad(mean_loss)(weights)
 
-    def update(key, weights, opt_state, rows, mask):
+    def update(
+        key, weights, opt_state, rows, mask
+    ) -> tuple[lm.Params, optax.OptState, LorInfo]:
         parts = slice(hyper.replay_size, None), slice(hyper.replay_size)
         incoming, replayed = (
             gradient(weights, *jax.tree.map(lambda x, p=part: x[p], (rows, mask)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class MirHyperparameters(Hyperparameters):
 
 def make_update(
     problem: Problem, hyper: MirHyperparameters
-) -> tuple[optax.GradientTransformation, Callable]:
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Builds one step of MIR on given rows.
 
     Args:

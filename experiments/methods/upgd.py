@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -29,7 +30,7 @@ class UpgdHyperparameters(Hyperparameters):
 
 def make_update(
     problem: Problem, hyper: UpgdHyperparameters
-) -> tuple[optax.GradientTransformation, Callable]:
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Builds one step of UPGD on given rows.
 
     Args:
