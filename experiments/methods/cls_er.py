@@ -1,5 +1,6 @@
 """CLS-ER: replay that is held to two slow averages of the weights."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,10 +9,28 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir, scan_glances, valid_rows
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.schema.fields import Rate, Share
+from experiments.schema.hyperparameters import Hyperparameters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClsErHyperparameters(Hyperparameters):
+    """What CLS-ER is told besides."""
+
+    consistency_weight: Rate
+    """Weight of the distance to the averages' logits."""
+    plastic_decay: Share
+    """Share of itself that the plastic average keeps."""
+    plastic_rate: Share
+    """Probability that the plastic average moves after an update."""
+    stable_decay: Share
+    """Share of itself that the stable average keeps."""
+    stable_rate: Share
+    """Probability that the stable average moves after an update."""
 
 
 class ClsErState(NamedTuple):
@@ -41,7 +60,7 @@ class ClsErInfo(NamedTuple):
     """Global norm before clipping."""
 
 
-def make_loss(problem: Problem, hyper: Hyperparameters):
+def make_loss(problem: Problem, hyper: ClsErHyperparameters) -> Callable[..., Any]:
     """Builds the loss of CLS-ER.
 
     Args:
@@ -55,7 +74,9 @@ def make_loss(problem: Problem, hyper: Hyperparameters):
         the average that gives their label the larger probability.
     """
 
-    def fn(weights, plastic, stable, rows, mask):
+    def fn(
+        weights, plastic, stable, rows, mask
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         old, old_mask = jax.tree.map(lambda x: x[: hyper.replay_size], (rows, mask))
         logits = [
             problem.logits_fn(w, old["image"]) for w in (weights, plastic, stable)
@@ -104,7 +125,7 @@ def follow(
     return jax.tree.map(move, average, weights)
 
 
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def cost(problem: Problem, hyper: ClsErHyperparameters) -> Cost:
     """Counts a gradient of the batch and two of replayed rows, and the reservoir.
 
     Replayed rows are passed for their labels and for their logits. Of the averages
@@ -118,7 +139,7 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
 
 
 def cls_er_scores(
-    problem: Problem, hyper: Hyperparameters
+    problem: Problem, hyper: ClsErHyperparameters
 ) -> Callable[[ClsErState, jax.Array], jax.Array]:
     """Builds the prediction of CLS-ER, the logits of its stable average.
 
@@ -133,7 +154,7 @@ def cls_er_scores(
     return lambda state, images: problem.logits_fn(state.stable, images)
 
 
-def cls_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def cls_er(problem: Problem, hyper: ClsErHyperparameters) -> lm.Learner:
     """CLS-ER: ER held to a plastic and a stable average, of which the latter predicts.
 
     Both averages start at the initial weights and move after every update, each with
@@ -142,9 +163,7 @@ def cls_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Arani et al. 2022, arXiv:2201.12604, algorithm 1.
     """
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
+    reservoir = make_reservoir(hyper, problem.example)
     tx = clipped_sgd(hyper)
     value_and_grad = jax.value_and_grad(make_loss(problem, hyper), has_aux=True)
 
@@ -158,7 +177,7 @@ def cls_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
             weights, tx.init(weights), plastic, stable, jnp.int32(0), reservoir.init()
         )
 
-    def step(keys, state, rows, mask):
+    def step(keys, state, rows, mask) -> tuple[ClsErState, ClsErInfo]:
         (loss, (distance, share)), grads = value_and_grad(
             state.weights, state.plastic, state.stable, rows, mask
         )
@@ -188,12 +207,13 @@ def cls_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         )
         return moved, ClsErInfo(loss, distance, share, optax.tree.norm(grads))
 
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
-        if batch_mask is None:
-            batch_mask = jnp.ones(batch["label"].shape[0], bool)
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[ClsErState, ClsErInfo]:
+        batch_mask = valid_rows(batch, batch_mask)
         glance_key, add_key = jax.random.split(key)
 
-        def glance(state, inputs):
+        def glance(state, inputs) -> tuple[ClsErState, ClsErInfo]:
             key, is_last = inputs
             replay_key, *keys = jax.random.split(key, 3)
             old, old_mask, memory = reservoir.sample_and_add(
@@ -209,8 +229,6 @@ def cls_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
             moved, info = step(keys, state, rows, mask)
             return moved._replace(reservoir=memory), info
 
-        is_last = jnp.arange(hyper.glances) == hyper.glances - 1
-        keys = jax.random.split(glance_key, hyper.glances)
-        return jax.lax.scan(glance, state, (keys, is_last))
+        return scan_glances(glance, state, glance_key, hyper.glances)
 
     return lm.Learner(init, observe)

@@ -1,17 +1,33 @@
 """LOR: replay that descends where steps along several directions would lead."""
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir
 from experiments.methods.cost import Cost, bytes_of, rows_in_query, updates_per_row
 from experiments.methods.descent import clipped_sgd
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 from experiments.methods.replay import make_replay_learner
+from experiments.schema.fields import Count, Positive
+from experiments.schema.hyperparameters import Hyperparameters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LorHyperparameters(Hyperparameters):
+    """What LOR is told besides."""
+
+    directions: Count
+    """Directions along which it looks ahead (K)."""
+    concentration: Positive
+    """Of the Dirichlet draws that mix the directions; 1 draws shares uniformly."""
+    temperature: Positive
+    """Nats by which losses ahead may differ and still count alike (mu)."""
 
 
 class LorInfo(NamedTuple):
@@ -25,7 +41,9 @@ class LorInfo(NamedTuple):
     """Global norm before clipping."""
 
 
-def make_update(problem: Problem, hyper: Hyperparameters):
+def make_update(
+    problem: Problem, hyper: LorHyperparameters
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Builds one step of LOR on given rows.
 
     Args:
@@ -39,11 +57,13 @@ def make_update(problem: Problem, hyper: Hyperparameters):
     """
     tx = clipped_sgd(hyper)
 
-    def gradient(weights, rows, mask):
+    def gradient(weights, rows, mask) -> lm.Params:
         mean_loss = lambda w: lm.losses.masked_mean(problem.loss_fn(w, rows), mask)
         return jax.grad(mean_loss)(weights)
 
-    def update(key, weights, opt_state, rows, mask):
+    def update(
+        key, weights, opt_state, rows, mask
+    ) -> tuple[lm.Params, optax.OptState, LorInfo]:
         parts = slice(hyper.replay_size, None), slice(hyper.replay_size)
         incoming, replayed = (
             gradient(weights, *jax.tree.map(lambda x, p=part: x[p], (rows, mask)))
@@ -69,7 +89,7 @@ def make_update(problem: Problem, hyper: Hyperparameters):
     return tx, update
 
 
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def cost(problem: Problem, hyper: LorHyperparameters) -> Cost:
     """Counts gradients at the weights and at every point, and the reservoir."""
     points = 1 + (hyper.directions or 0)
     return Cost(
@@ -78,7 +98,7 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     )
 
 
-def lor(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def lor(problem: Problem, hyper: LorHyperparameters) -> lm.Learner:
     """LOR: descends the worst of the losses one step ahead, along mixed directions.
 
     In each glance, Dirichlet draws mix the gradients of the incoming and of the
@@ -93,7 +113,5 @@ def lor(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Lai et al., "Beyond Myopic Alignment", CVPR 2026.
     """
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
+    reservoir = make_reservoir(hyper, problem.example)
     return make_replay_learner(make_update(problem, hyper), hyper, reservoir)

@@ -1,5 +1,9 @@
 """MIR: of the rows that are drawn, those are replayed that the batch would harm."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,12 +11,23 @@ import optax
 import lamaml_jax as lm
 from experiments.methods.cost import Cost, bytes_of, rows_in_query, updates_per_row
 from experiments.methods.descent import clipped_sgd
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 from experiments.methods.replay import SgdInfo, make_replay_learner
+from experiments.schema.fields import Count
+from experiments.schema.hyperparameters import Hyperparameters
 
 
-def make_update(problem: Problem, hyper: Hyperparameters):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MirHyperparameters(Hyperparameters):
+    """What MIR is told besides."""
+
+    candidates: Count
+    """Rows drawn, of which the most interfered are replayed."""
+
+
+def make_update(
+    problem: Problem, hyper: MirHyperparameters
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Builds one step of MIR on given rows.
 
     Args:
@@ -25,10 +40,12 @@ def make_update(problem: Problem, hyper: Hyperparameters):
     """
     tx = clipped_sgd(hyper)
 
-    def mean_loss(weights, rows, mask):
+    def mean_loss(weights, rows, mask) -> jax.Array:
         return lm.losses.masked_mean(problem.loss_fn(weights, rows), mask)
 
-    def update(key, weights, opt_state, rows, mask):
+    def update(
+        key, weights, opt_state, rows, mask
+    ) -> tuple[lm.Params, optax.OptState, SgdInfo]:
         del key
         (old, old_mask), (new, new_mask) = (
             jax.tree.map(lambda x, p=part: x[p], (rows, mask))
@@ -50,7 +67,7 @@ def make_update(problem: Problem, hyper: Hyperparameters):
     return tx, update
 
 
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def cost(problem: Problem, hyper: MirHyperparameters) -> Cost:
     """Counts a gradient of incoming and replayed rows per glance, and the reservoir.
 
     The candidates are passed forward only.
@@ -61,7 +78,7 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     )
 
 
-def mir(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def mir(problem: Problem, hyper: MirHyperparameters) -> lm.Learner:
     """MIR: replays those of the drawn rows whose loss a step on the batch raises most.
 
     In each glance, ``candidates`` different rows are drawn, and the ``replay_size`` of

@@ -1,13 +1,14 @@
 """POCL: hypergradients of all tasks, those of past tasks made into the shortest one."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir
 from experiments.methods.cost import (
     HESSIAN_PRODUCT,
     Cost,
@@ -16,9 +17,9 @@ from experiments.methods.cost import (
     updates_per_row,
 )
 from experiments.methods.descent import clipped_sgd
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 from experiments.methods.replay import make_replay_learner
+from experiments.schema.hyperparameters import Hyperparameters
 
 
 class PoclInfo(NamedTuple):
@@ -58,7 +59,7 @@ def make_loss(problem: Problem) -> lm.LossFn:
         competes with its task's classes only.
     """
 
-    def loss_fn(weights, batch):
+    def loss_fn(weights, batch) -> jax.Array:
         rows = {name: leaf for name, leaf in batch.items() if name != "is_inner"}
         if problem.is_task_aware or problem.classes_per_task is None:
             return problem.loss_fn(weights, rows)
@@ -95,7 +96,9 @@ def split_tasks(
     return past, jnp.any(owns & is_current[:, None], axis=0)
 
 
-def make_update(problem: Problem, hyper: Hyperparameters):
+def make_update(
+    problem: Problem, hyper: Hyperparameters
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Builds one step of POCL on given rows.
 
     Args:
@@ -116,7 +119,9 @@ def make_update(problem: Problem, hyper: Hyperparameters):
         clip=hyper.inner_clip,
     )
 
-    def update(key, weights, opt_state, rows, mask):
+    def update(
+        key, weights, opt_state, rows, mask
+    ) -> tuple[lm.Params, optax.OptState, PoclInfo]:
         del key
         num_old = hyper.replay_size
         past, current = split_tasks(tasks_of(rows), mask, num_old, problem.num_tasks)
@@ -125,7 +130,7 @@ def make_update(problem: Problem, hyper: Hyperparameters):
         query, support = marked(False), jax.tree.map(lambda x: x[None], marked(True))
 
         # One inner step on a task's rows, then the loss of all rows.
-        def hypergradient(rows, of_task):
+        def hypergradient(rows, of_task) -> tuple[jax.Array, lm.Params]:
             (loss, _), grads = value_and_grad(params, rows, query, of_task[None], mask)
             return loss, grads.weights
 
@@ -172,7 +177,5 @@ def pocl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         Wu et al., "Modeling Previous Task Interrelations via Pareto Optimization",
         ICML 2024.
     """
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
+    reservoir = make_reservoir(hyper, problem.example)
     return make_replay_learner(make_update(problem, hyper), hyper, reservoir)

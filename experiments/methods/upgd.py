@@ -1,17 +1,36 @@
 """UPGD: descent on the stream that spares useful weights and perturbs the others."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import optax
 
 import lamaml_jax as lm
 from experiments.methods.cost import Cost, updates_per_row
 from experiments.methods.descent import clip_by_norm
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 from experiments.methods.replay import SgdInfo, make_replay_learner
+from experiments.schema.fields import Rate, Share
+from experiments.schema.hyperparameters import Hyperparameters
 
 
-def make_update(problem: Problem, hyper: Hyperparameters):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpgdHyperparameters(Hyperparameters):
+    """What UPGD is told besides."""
+
+    utility_decay: Share
+    """Share of the running utility that an update keeps."""
+    noise_scale: Rate
+    """Standard deviation of the noise on a gradient."""
+    weight_decay: Rate
+    """Decay of the weights, in units of the learning rate."""
+
+
+def make_update(
+    problem: Problem, hyper: UpgdHyperparameters
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Builds one step of UPGD on given rows.
 
     Args:
@@ -30,10 +49,12 @@ def make_update(problem: Problem, hyper: Hyperparameters):
         optax.scale_by_learning_rate(hyper.learning_rate),
     )
 
-    def mean_loss(weights, rows, mask):
+    def mean_loss(weights, rows, mask) -> jax.Array:
         return lm.losses.masked_mean(problem.loss_fn(weights, rows), mask)
 
-    def update(key, weights, opt_state, rows, mask):
+    def update(
+        key, weights, opt_state, rows, mask
+    ) -> tuple[lm.Params, optax.OptState, SgdInfo]:
         loss, grads = jax.value_and_grad(mean_loss)(weights, rows, mask)
         updates, opt_state = tx.update(grads, opt_state, weights, key=key)
         info = SgdInfo(loss, optax.tree.norm(grads))
@@ -42,13 +63,13 @@ def make_update(problem: Problem, hyper: Hyperparameters):
     return tx, update
 
 
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def cost(problem: Problem, hyper: UpgdHyperparameters) -> Cost:
     """Counts a gradient of the incoming rows per glance; nothing is kept."""
     del problem
     return Cost(updates_per_row(hyper) * hyper.batch_size, 0)
 
 
-def upgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def upgd(problem: Problem, hyper: UpgdHyperparameters) -> lm.Learner:
     """UPGD: SGD without a memory, smaller steps for useful weights, noise for others.
 
     The utility is of first order and compared over all weights. Unlike the published

@@ -19,15 +19,16 @@ from rich.console import Console
 import experiments
 import lamaml_jax as lm
 from experiments import methods, networks, report, run_folder
-from experiments.config import benchmarks, presets, request
+from experiments.config import benchmarks, presets, request, settings
 from experiments.config import run_config as config
 from experiments.data import own
 from experiments.methods import hyperparameters
 from experiments.support import styles
 from experiments.support.errors import UserError
 from experiments.training import batches as feeding
-from experiments.training import runner
+from experiments.training import loop
 from experiments.training.checkpoints import Checkpoint, Checkpoints
+from experiments.training.inputs import DataForm
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "registries")
 QUIET = Console(quiet=True)
@@ -143,9 +144,9 @@ def test_a_state_without_weights_is_one_error(tmp_path):
 def test_own_hyper_parameters_go_where_all_others_go(tmp_path):
     register()
     methods.register("sgd", sgd, hyper=HYPER | {"pull": 0.5, "rank": 2})
-    assert hyperparameters.parse(["pull=1", "rank=3"]) == {"pull": 1.0, "rank": 3}
+    assert settings.parse(["pull=1", "rank=3"]) == {"pull": 1.0, "rank": 3}
     with pytest.raises(UserError, match="rank: expected a whole number"):
-        hyperparameters.parse(["rank=1.5"])
+        settings.parse(["rank=1.5"])
     asked = {"benchmark": "clusters", "method": ["sgd", "er"], "pull": 0.25}
     first, er = request.configs(request.make_request(asked))
     assert (first.hyper.pull, first.hyper.rank, first.hyper.batch_size) == (0.25, 2, 10)
@@ -220,7 +221,7 @@ def test_images_are_turned_for_convolutions_as_for_vectors():
     sizes = {"num_rows_available": 9, "num_tasks": 2, "rows_per_task": 3}
     pixel_map = benchmarks.STREAMS["rotations"](1, image_shape=shape, **sizes)
     pixel_map = jnp.asarray(pixel_map.pixel_map[1])
-    form = feeding.DataForm(shape, 2, 255)
+    form = DataForm(shape, 2, 255)
     scale = feeding.make_images(register(), form).scale
     flat = scale(jnp.asarray(images.reshape(3, -1)), pixel_map)
     whole = scale(jnp.asarray(images), pixel_map)
@@ -505,7 +506,7 @@ def test_mistakes_are_those_of_the_command_line(options, message, tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.parametrize("module", [own, hyperparameters, runner])
+@pytest.mark.parametrize("module", [own, hyperparameters, loop])
 def test_examples_in_docstrings_run(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed
