@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.data import own_streams, sources, streams
-from experiments.networks import PUBLISHED, REDUCED_RESNET
+from experiments.networks import REDUCED_RESNET
+from experiments.schema.benchmark import Benchmark
 from experiments.support import registry
 from experiments.support.errors import UserError
 from experiments.support.suggestions import did_you_mean
@@ -24,62 +25,6 @@ SPLIT = "split"
 _OWN_STREAMS: dict[str, own_streams.StreamFn] = {}
 _VALIDATION = 1
 """Second part of the seeds of tasks for validation; those of the test have one part."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """One benchmark; another data set of the same shape is one entry below."""
-
-    name: str
-    source: str
-    """Name of the data set, as in ``experiments data list``."""
-    stream: str
-    """How tasks are made of it: a key of ``STREAMS``, ``SPLIT``, or a person's own."""
-    num_tasks: int
-    """T; a split of a data set with fewer classes has as many as those make."""
-    rows_per_task: int
-    """Training rows shown per task, each once in a pass."""
-    classes_per_task: int | None = None
-    """Classes of one task alone (split streams), or None."""
-    channels: tuple[int, ...] = ()
-    """Channels of the network's convolutions, if any."""
-    hidden: tuple[int, ...] = (100, 100)
-    """Widths of the network's hidden dense layers."""
-    augment: tuple[str, ...] = ()
-    """What is done to a training row when it is shown, names of ``augment.STEPS``."""
-    mean: tuple[float, ...] = ()
-    """Channel means that are subtracted after scaling to [0, 1]; none if empty."""
-    std: tuple[float, ...] = ()
-    """Channel standard deviations that are divided by."""
-    eval_every: int = 1
-    """Accuracy on all tasks is taken after every this many tasks and after the last.
-
-    In between, only the task just learnt and the next one are evaluated, which is all
-    that LA, BTI and forward transfer need.
-    """
-    description: str = ""
-    network: str = PUBLISHED
-    """Name of the network, in ``networks.NETWORKS``; a person's own passes over
-    ``channels`` and ``hidden``."""
-    is_online: bool = False
-    """Whether it is class-incremental online learning: one pass, one head over all
-    classes, and no task id reaches the learner."""
-    anytime_every: int | None = None
-    """Batches between two evaluations within a task on all tasks seen, which are part
-    of the compiled program; None: there are none."""
-    anytime_rows: int | None = None
-    """Test rows of each task that those evaluations take, evenly spread over its
-    classes; None: all."""
-
-    @property
-    def usual_setting(self) -> str:
-        """The setting of a run that was told of none."""
-        return "agnostic" if self.is_online else "aware"
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether the network is given rows as vectors [B, D]."""
-        return self.network == PUBLISHED and not self.channels
 
 
 _FAMILIES = (
@@ -357,7 +302,7 @@ def draw(
     all_rows = np.arange(len(source.test_labels), dtype=np.int32)
     all_rows = np.broadcast_to(all_rows, (num_tasks, all_rows.size))
 
-    def stack(name, default):
+    def stack(name: str, default: Any) -> np.ndarray:
         values = [getattr(stream, name) for stream in drawn]
         return np.stack([default if value is None else value for value in values])
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir, scan_glances, valid_rows
 from experiments.methods.cost import (
     Cost,
     bytes_of,
@@ -15,8 +16,8 @@ from experiments.methods.cost import (
     updates_per_row,
 )
 from experiments.methods.descent import clipped_sgd
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.schema.hyperparameters import Hyperparameters
 
 
 class SgdState(NamedTuple):
@@ -38,7 +39,7 @@ class SgdInfo(NamedTuple):
 
 def make_update(
     loss_fn: lm.LossFn, hyper: Hyperparameters
-) -> tuple[optax.GradientTransformation, Callable]:
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Builds one step of SGD on given rows.
 
     Args:
@@ -46,23 +47,26 @@ def make_update(
         hyper: gives ``learning_rate`` and ``max_grad_norm``.
 
     Returns:
-        The optimiser and ``update(weights, opt_state, rows, mask) -> weights,
-        opt_state, info``.
+        The optimiser and ``update(key, weights, opt_state, rows, mask) -> weights,
+        opt_state, info``, which does not read the key.
     """
 
-    def mean_loss(weights, rows, mask):
+    def mean_loss(weights, rows, mask) -> jax.Array:
         return lm.losses.masked_mean(loss_fn(weights, rows), mask)
 
     return _make_descent(mean_loss, hyper)
 
 
 def _make_descent(
-    mean_loss: Callable[..., jax.Array], hyper: Hyperparameters
-) -> tuple[optax.GradientTransformation, Callable]:
+    mean_loss: Callable[..., Any], hyper: Hyperparameters
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Builds the step of ``make_update`` on ``mean_loss(weights, rows, mask)``."""
     tx = clipped_sgd(hyper)
 
-    def update(weights, opt_state, rows, mask):
+    def update(
+        key, weights, opt_state, rows, mask
+    ) -> tuple[lm.Params, optax.OptState, SgdInfo]:
+        del key
         loss, grads = jax.value_and_grad(mean_loss)(weights, rows, mask)
         updates, opt_state = tx.update(grads, opt_state, weights)
         info = SgdInfo(loss, optax.tree.norm(grads))
@@ -71,17 +75,28 @@ def _make_descent(
     return tx, update
 
 
-def _sgd_learner(
+def make_replay_learner(
     step: tuple[optax.GradientTransformation, Callable],
     hyper: Hyperparameters,
     reservoir: lm.Reservoir | None,
+    num_draws: int | None = None,
 ) -> lm.Learner:
     """Descends on incoming plus replayed rows, ``glances`` times per batch.
 
-    Rows are offered to the reservoir after the last glance, as published. Of the rows
-    that ``step`` is given, the replayed ones come first.
+    Rows are offered to the reservoir after the last glance, as published.
+
+    Args:
+        step: as ``make_update`` returns it. The key that it is given is new in each
+            glance; of its rows, the replayed ones come first.
+        hyper: gives ``glances`` and ``replay_size``.
+        reservoir: None replays nothing.
+        num_draws: rows drawn in each glance; ``replay_size`` of them if None.
+
+    Returns:
+        A learner with an ``SgdState``.
     """
     tx, update = step
+    num_draws = num_draws or hyper.replay_size
 
     def init(key: lm.Key, weights: lm.Params) -> SgdState:
         del key
@@ -95,11 +110,10 @@ def _sgd_learner(
         batch_mask: lm.Mask | None = None,
         remember: Any = True,
     ) -> tuple[SgdState, SgdInfo]:
-        if batch_mask is None:
-            batch_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        batch_mask = valid_rows(batch, batch_mask)
         replay_key, add_key = jax.random.split(key)
 
-        def glance(state, inputs):
+        def glance(state, inputs) -> tuple[SgdState, SgdInfo]:
             glance_key, is_last = inputs
             rows, row_mask, memory = batch, batch_mask, None
             if reservoir is not None:
@@ -107,20 +121,22 @@ def _sgd_learner(
                     glance_key,
                     add_key,
                     state.reservoir,
-                    hyper.replay_size,
+                    num_draws,
                     batch,
                     batch_mask & remember & is_last,
                 )
                 rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, batch)
                 row_mask = jnp.concatenate([old_mask, batch_mask])
             weights, opt_state, info = update(
-                state.weights, state.opt_state, rows, row_mask
+                jax.random.fold_in(glance_key, 1),  # the draw has the key itself
+                state.weights,
+                state.opt_state,
+                rows,
+                row_mask,
             )
             return SgdState(weights, opt_state, memory), info
 
-        keys = jax.random.split(replay_key, hyper.glances)
-        is_last = jnp.arange(hyper.glances) == hyper.glances - 1
-        return jax.lax.scan(glance, state, (keys, is_last))
+        return scan_glances(glance, state, replay_key, hyper.glances)
 
     return lm.Learner(init, observe)
 
@@ -139,10 +155,8 @@ def er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Chaudhry et al. 2019, arXiv:1902.10486.
     """
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
-    return _sgd_learner(make_update(problem.loss_fn, hyper), hyper, reservoir)
+    reservoir = make_reservoir(hyper, problem.example)
+    return make_replay_learner(make_update(problem.loss_fn, hyper), hyper, reservoir)
 
 
 def er_ace(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
@@ -154,11 +168,9 @@ def er_ace(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Caccia et al. 2022, arXiv:2104.05025.
     """
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
+    reservoir = make_reservoir(hyper, problem.example)
 
-    def mean_loss(weights, rows, mask):
+    def mean_loss(weights, rows, mask) -> Any:
         logits = problem.logits_fn(weights, rows["image"])
         is_replayed = jnp.arange(mask.shape[0]) < hyper.replay_size
         losses = lm.losses.asymmetric_cross_entropy(
@@ -167,7 +179,7 @@ def er_ace(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         parts = (mask & part for part in (is_replayed, ~is_replayed))
         return sum(lm.losses.masked_mean(losses, part) for part in parts)
 
-    return _sgd_learner(_make_descent(mean_loss, hyper), hyper, reservoir)
+    return make_replay_learner(_make_descent(mean_loss, hyper), hyper, reservoir)
 
 
 def online(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
@@ -176,7 +188,7 @@ def online(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Gupta et al. 2020, arXiv:2007.13904, a baseline.
     """
-    return _sgd_learner(make_update(problem.loss_fn, hyper), hyper, None)
+    return make_replay_learner(make_update(problem.loss_fn, hyper), hyper, None)
 
 
 def iid(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
@@ -187,4 +199,4 @@ def iid(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Gupta et al. 2020, arXiv:2007.13904, a baseline.
     """
-    return _sgd_learner(make_update(problem.loss_fn, hyper), hyper, None)
+    return make_replay_learner(make_update(problem.loss_fn, hyper), hyper, None)

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 
 import lamaml_jax as lm
+from experiments.schema.benchmark import PUBLISHED
 from experiments.support import registry
 from experiments.support.errors import UserError
 from experiments.support.suggestions import did_you_mean
 
-PUBLISHED = "published"
-"""The network of the paper: of ``channels`` and ``hidden`` of a benchmark."""
 REDUCED_RESNET = "reduced-resnet18"
 """The network of the online benchmarks, with stages of ``channels``."""
 

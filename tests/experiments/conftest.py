@@ -1,20 +1,21 @@
 """What tests of a person's own benchmarks, methods and networks share."""
 
+from collections.abc import Iterator
+
 import pytest
 
 
 @pytest.fixture
-def registries():
+def registries() -> Iterator[None]:
     """Forgets afterwards what a test registers."""
     from experiments import methods, networks
     from experiments.config import benchmarks
     from experiments.data import sources
-    from experiments.methods import hyperparameters
     from experiments.support import registry, styles
 
     known = [
         *(benchmarks.BENCHMARKS, benchmarks._OWN_STREAMS, sources._OWN),
-        *(methods.METHODS, hyperparameters._OWN, networks.NETWORKS),
+        *(methods.METHODS, networks.NETWORKS),
         *(registry._OWN, styles.NAMES, styles.STYLES),
     ]
     before = [dict(each) for each in known]

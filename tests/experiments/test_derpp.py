@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from problems import softmax_loss
 
 from experiments.methods import derpp
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -19,11 +18,7 @@ def logits_fn(weights, images):
     return images @ weights["w"]
 
 
-def loss_fn(weights, batch):
-    logits = logits_fn(weights, batch["image"])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-
-
+loss_fn = softmax_loss(logits_fn)
 PROBLEM = Problem(
     loss_fn,
     {
@@ -33,7 +28,7 @@ PROBLEM = Problem(
     logits_fn,
     num_classes=Y,
 )
-HYPER = Hyperparameters(
+HYPER = derpp.DerHyperparameters(
     glances=1,
     capacity=B,
     replay_size=R,
