@@ -58,7 +58,7 @@ from experiments.methods import METHODS
 from experiments.schema.choices import Passes
 from experiments.schema.hyperparameters import Hyperparameters
 
-PASSES: tuple[str, ...] = typing.get_args(Passes)
+PASSES: tuple[Passes, ...] = typing.get_args(Passes)
 
 # Online: one head, one pass, no task ids, and as many updates for every method.
 _TOLD_OF_TASKS = ("gem", "agem", "ewc", "icarl")

@@ -81,12 +81,8 @@ def check_config(config: RunConfig) -> None:
         task_aware=config.setting == "aware",
         own_classes=benchmark.classes_per_task is not None,
     )
-    limits = {
-        "rows_per_task": benchmark.rows_per_task,
-        "batches_per_task": batches_per_task(config),
-        "batch_size": hyper.batch_size,
-        "capacity": hyper.capacity,
-    }
+    counted = {"batches_per_task": batches_per_task(config)}
+    limits = {**vars(benchmark), **vars(hyper), **counted}
     for part in (benchmark, hyper, config):
         fields.check(part, limits)
     if benchmark.is_online and (config.setting == "aware" or hyper.epochs > 1):
