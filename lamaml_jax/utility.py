@@ -22,8 +22,8 @@ class UtilityState(NamedTuple):
     """
 
     utilities: types.Params
-    """Running means of each weight's utility, their tree, in the unit of the loss, not corrected
-    for their start at 0; float32 at least, as a slow mean needs."""
+    """Running means of each weight's utility, their tree, in the unit of the loss, not
+    corrected for their start at 0; float32 at least, as a slow mean needs."""
 
 
 def scale_by_utility(
