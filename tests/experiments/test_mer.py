@@ -15,8 +15,6 @@ from experiments.methods.mer import interpolate, make_round, mer
 from experiments.methods.problem import Problem
 from experiments.support.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUM_FEATURES, NUM_CLASSES, BATCH = 6, 3, 4
 
 

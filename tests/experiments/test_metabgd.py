@@ -16,8 +16,6 @@ from experiments.methods.metabgd import bayes_update, metabgd, normal_like
 from experiments.methods.problem import Problem
 from experiments.support.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUM_FEATURES, NUM_CLASSES, BATCH = 6, 3, 10
 
 

@@ -21,8 +21,6 @@ from experiments.training import batches as feeding
 from experiments.training import one_seed as train
 from experiments.training import placement, runner, session
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Six batches of ten and one of six in a task, evaluated after every other and the last.
 ENDS = [2, 4, 6, 7]
 

@@ -29,7 +29,7 @@ from experiments.training import batches as feeding
 from experiments.training import runner
 from experiments.training.checkpoints import Checkpoint, Checkpoints
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "registries")
+pytestmark = pytest.mark.usefixtures("registries")
 QUIET = Console(quiet=True)
 SIZES = {"num_tasks": 2, "rows_per_task": 20}
 
