@@ -9,9 +9,9 @@ import jax
 
 from experiments.bench import timing
 from experiments.bench.job import Job, shortened
-from experiments.bench.results import Result
 from experiments.bench.settings import Settings
 from experiments.bench.update import flops_per_meta_update
+from experiments.run_folder.measurements import Result
 
 _SEEDS = (1, 5, 20, 100, 1000)
 _STRETCH_S = 8.0
@@ -67,7 +67,7 @@ def measure(settings: Settings) -> Sequence[Result]:
     if settings.quick:
         benchmark, seeds, size, limit_s = shortened(benchmark, 20), (1, 2), 256, 0.1
 
-    def job(num_seeds):
+    def job(num_seeds: int) -> Job:
         return Job(
             benchmark,
             range(num_seeds),

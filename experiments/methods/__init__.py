@@ -10,15 +10,20 @@ from typing import Any, NamedTuple
 
 import lamaml_jax as lm
 from experiments.methods import (
+    cls_er,
     derpp,
     episodic,
     ewc,
     icarl,
     la_er,
     lookahead,
+    lor,
     mer,
     metabgd,
+    mir,
+    pocl,
     replay,
+    upgd,
 )
 from experiments.methods.cost import Cost
 from experiments.methods.hyperparameters import with_own
@@ -73,6 +78,15 @@ METHODS: dict[str, Method] = {
     "er": Method(replay.er, replay.cost),
     "er_ace": Method(replay.er_ace, replay.cost, needs_one_head=True),
     "derpp": Method(derpp.derpp, derpp.cost, derpp.DerHyperparameters),
+    "mir": Method(mir.mir, mir.cost, mir.MirHyperparameters),
+    "cls_er": Method(
+        cls_er.cls_er,
+        cls_er.cost,
+        cls_er.ClsErHyperparameters,
+        make_scores=cls_er.cls_er_scores,
+    ),
+    "pocl": Method(pocl.pocl, pocl.cost),
+    "lor": Method(lor.lor, lor.cost, lor.LorHyperparameters),
     "mer": Method(mer.mer, mer.cost, mer.MerHyperparameters),
     "gem": Method(
         episodic.gem, episodic.cost, episodic.GemHyperparameters, needs_tasks=True
@@ -90,6 +104,7 @@ METHODS: dict[str, Method] = {
     ),
     "ewc": Method(ewc.ewc, ewc.cost, ewc.EwcHyperparameters, needs_tasks=True),
     "metabgd": Method(metabgd.metabgd, metabgd.cost, metabgd.MetaBgdHyperparameters),
+    "upgd": Method(upgd.upgd, upgd.cost, upgd.UpgdHyperparameters),
     "online": Method(replay.online, replay.cost),
     "iid": Method(replay.iid, replay.cost, mixes_tasks=True),
 }

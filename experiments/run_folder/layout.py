@@ -17,6 +17,8 @@ METRICS = (
 )
 ANYTIME_METRICS = ("average_anytime_accuracy", "worst_case_accuracy")
 """Of runs that were evaluated within tasks."""
+GRADIENT_EVALUATIONS, MEMORY_BYTES = "gradient_evaluations_per_row", "memory_bytes"
+"""What a run cost, under "cost" of its summary."""
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 EVALUATIONS, ARRAYS = "evaluations.jsonl", "arrays.npz"
 CHECKPOINTS = "checkpoints"

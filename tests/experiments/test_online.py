@@ -16,6 +16,7 @@ from experiments.config.run_config import RunConfig, anytime_after, check_config
 from experiments.methods import replay
 from experiments.methods.problem import Problem
 from experiments.report import figures
+from experiments.report.entries import make_entries
 from experiments.support.errors import UserError
 from experiments.training import batches as feeding
 from experiments.training import loop, placement, sessions
@@ -65,10 +66,21 @@ def network(benchmark, image_shape, num_classes):
 
 
 @pytest.fixture(scope="module")
-def results():
-    return results_of(tiny())
+def compiled():
+    """The tiny run's data on the device, and its compiled program."""
+    config = tiny()
+    _, inputs = place(config)
+    (program,) = compile_programs([[config]], inputs)
+    return config, inputs, program
 
 
+@pytest.fixture(scope="module")
+def results(compiled):
+    config, inputs, program = compiled
+    return list(loop.train(config, program, inputs))
+
+
+@pytest.mark.slow
 def test_evaluations_within_tasks_are_those_of_a_plain_loop(results):
     config = tiny()
     check_config(config)
@@ -136,7 +148,7 @@ def test_a_part_of_the_test_rows_has_rows_of_every_class():
     fns = train.make_functions(config, inputs.form, "cpu")
     shared, own = inputs.shared, jax.tree.map(lambda x: x[0], inputs.own)
     own = own._replace(state=fns.init(shared, own), is_alive=True)
-    found = fns.train_task(shared._replace(task=0), own).anytime
+    found = jax.jit(fns.train_task)(shared._replace(task=0), own).anytime
     step = data.test_rows.shape[2] // 10
     chosen = data.test_rows[0, 0, ::step]
     fractions = np.asarray(found[:, 0]) * len(chosen)
@@ -160,11 +172,9 @@ def test_the_learner_is_told_of_no_task_and_predicts_among_all_classes():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(compiled, tmp_path_factory):
     folder = tmp_path_factory.mktemp("online") / "er"
-    config = tiny()
-    _, inputs = place(config)
-    (program,) = compile_programs([[config]], inputs)
+    config, inputs, program = compiled
     watch = sessions.Watch(Console(quiet=True))
     sessions.run_group([Part(config, folder)], program, inputs, watch)
     return folder
@@ -212,25 +222,24 @@ def test_table_and_figure_show_what_happens_at_any_time(folder, tmp_path):
 
 
 def test_a_method_that_sees_all_tasks_is_a_level_line_at_its_end(folder):
-    accuracy = run_folder.read(folder).accuracy
-    measures = {
-        "anytime_accuracy": np.ones((2, 3, 4, 3)),
-        "anytime_after": np.array(ENDS),
-    }
-    retained, change = np.array([60.0, 70.0]), np.zeros(2)
-    entries = [
-        figures.Entry(name, name, 0, accuracy, retained, change, (), measures)
-        for name in ("iid", "er")
+    run = run_folder.read(folder)
+    runs = [
+        run._replace(config=run.config | {"method": name}) for name in ("iid", "er")
     ]
-    (axes,) = figures.KINDS["anytime"]("any", entries).axes
+    (axes,) = figures.KINDS["anytime"]("any", make_entries(runs)).axes
     lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
-    np.testing.assert_array_equal(lines["iid, at the end"], [65, 65])
-    assert len(lines["er"]) == 12
+    level = [text.get_text() for text in axes.texts if "at the end" in text.get_text()]
+    assert level == ["IID, at the end"]
+    retained = 100 * run.summary["retained_accuracy"].mean()
+    assert any(list(y) == [retained, retained] for y in lines.values())
+    assert len(lines["ER"]) == run.arrays["anytime_after"].size * run.accuracy.shape[1]
 
 
-def test_runs_without_them_have_no_figure():
-    entry = figures.Entry("ER", "er", 0, np.ones((1, 2, 2)), *np.ones((2, 1)), ())
-    assert figures.KINDS["anytime"]("any", [entry]) is None
+def test_runs_without_them_have_no_figure(folder):
+    run = run_folder.read(folder)
+    kept = {name: a for name, a in run.arrays.items() if "anytime" not in name}
+    entries = make_entries([run._replace(arrays=kept)])
+    assert figures.KINDS["anytime"]("any", entries) is None
 
 
 # What is asked for ------------------------------------------------------------------
@@ -286,6 +295,7 @@ def test_er_ace_descends_the_two_means():
     (hyper,) = presets.resolve("mnist-online", ["er_ace"], {"glances": 1})
     hyper = dataclasses.replace(hyper, capacity=3, replay_size=3, max_grad_norm=1e9)
     learner = replay.er_ace(problem, hyper)
+    observe = jax.jit(learner.observe)
     # Draws may repeat rows, so the memory holds one row three times.
     old = {"image": rng.normal(size=(1, 4)), "label": np.array([4], np.int32)}
     new = {"image": rng.normal(size=(2, 4)), "label": np.array([2, 3], np.int32)}
@@ -307,8 +317,8 @@ def test_er_ace_descends_the_two_means():
         empty.reservoir, same, np.arange(3), np.ones(3, bool)
     )
     for replayed, state in ((0, empty), (1, empty._replace(reservoir=memory))):
-        moved, info = learner.observe(jax.random.key(1), state, new)
-        value, grad = jax.value_and_grad(loss)(jnp.asarray(weights), replayed)
+        moved, info = observe(jax.random.key(1), state, new)
+        value, grad = jax.jit(jax.value_and_grad(loss))(jnp.asarray(weights), replayed)
         expected = weights - hyper.learning_rate * grad
         # float64, sums in another order; the clip divides by a norm.
         np.testing.assert_allclose(moved.weights, expected, rtol=1e-9)
@@ -343,14 +353,14 @@ def test_the_reduced_resnet_has_the_published_layers():
 def test_rows_do_not_depend_on_the_others_of_a_batch():
     model = networks.ReducedResNet18(3, (10, 20))
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    weights = model.init(jax.random.key(1), images)
-    together = model.apply(weights, images)
-    alone = model.apply(weights, images[2:3])
+    weights = jax.jit(model.init)(jax.random.key(1), images)
+    together = jax.jit(model.apply)(weights, images)
+    alone = jax.jit(model.apply)(weights, images[2:3])
     # float32 convolutions of another batch size.
     np.testing.assert_allclose(together[2:3], alone, rtol=1e-4, atol=1e-5)
     by_matmul = networks.ReducedResNet18(
         3, (10, 20), convolve=networks.convolve_by_matmul
     )
     np.testing.assert_allclose(
-        by_matmul.apply(weights, images), together, rtol=1e-4, atol=1e-5
+        jax.jit(by_matmul.apply)(weights, images), together, rtol=1e-4, atol=1e-5
     )
