@@ -25,6 +25,7 @@ _NAMES = {
     "from_arrays": "data.own",
     "from_folder": "data.own",
     "from_npz": "data.own",
+    "from_tfds": "data.own",
     "Stream": "data.streams",
 }
 

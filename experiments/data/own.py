@@ -1,4 +1,4 @@
-"""Data sets of a person's own: arrays in memory, an ``.npz``, a folder of images."""
+"""Data sets of a person's own: arrays, an ``.npz``, a folder of images, of TFDS."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.data.sources import Source
+from experiments.data import tfds_features, tfds_files
+from experiments.data.source import Source, checked
 
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _OTHER_KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -131,46 +132,45 @@ def from_folder(
     return from_arrays(*parts, num_classes=len(classes))
 
 
-def checked(source: Source) -> Source:
-    """Checks that a data set can be trained on.
+def from_tfds(
+    name: str,
+    *,
+    train: str = "train",
+    test: str = "test",
+    image: str | None = None,
+    label: str | None = None,
+    size: tuple[int, int] | None = None,
+    data_dir: Path | str | None = None,
+    cache_dir: Path | None = None,
+) -> Source:
+    """Reads any data set that TFDS has prepared as array_record, without TensorFlow.
+
+    Rows are decoded once and kept in a cache. Given to ``benchmarks.register`` as
+    ``functools.partial(from_tfds, "kmnist")``, it reads the folder of ``--data-dir``.
+
+    Args:
+        name: as TFDS has it, ``"NAME"``, ``"NAME/CONFIG"`` or ``"NAME:VERSION"``; the
+            newest version that is prepared if it gives none.
+        train: the split that is shown, or a part of one such as ``"train[:80%]"``.
+        test: the split that is tested on.
+        image: the feature that is shown, images or other numbers of one shape; the
+            first of what TFDS calls supervised keys if None.
+        label: the feature that is learnt, classes or whole numbers from 0; the second.
+        size: height and width to which images are scaled; they must be alike if None.
+        data_dir: folder of the data sets; see ``tfds_files.default_data_dir``.
+        cache_dir: where decoded rows are kept; see ``npy_files.default_cache_dir``.
+
+    Returns:
+        The data set; uint8 where it is stored so, else float32.
 
     Raises:
-        ValueError: as ``from_arrays``.
+        DataError: it is not prepared, is damaged or stored in another format, or has
+            no such split or feature.
     """
-    if not isinstance(source, Source):
-        raise ValueError(f"expected a Source, received {type(source).__name__}")
-    for part in ("train", "test"):
-        images = np.asarray(getattr(source, f"{part}_images"))
-        labels = np.asarray(getattr(source, f"{part}_labels"))
-        if images.ndim < 2 or not images.size or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"{part}_images, {part}_labels: expected [N, ...] and [N], received "
-                f"{list(images.shape)} and {list(labels.shape)}"
-            )
-        if images.dtype not in (np.uint8, np.float32):
-            raise ValueError(
-                f"{part}_images: expected uint8 or float32, as from_arrays makes them, "
-                f"received {images.dtype}"
-            )
-        if images.dtype == np.float32 and not np.isfinite(images).all():
-            raise ValueError(f"{part}_images: expected finite numbers")
-        if labels.dtype != np.int32:
-            raise ValueError(f"{part}_labels: expected int32, received {labels.dtype}")
-        if labels.min() < 0 or labels.max() >= source.num_classes:
-            raise ValueError(
-                f"{part}_labels: expected [0, {source.num_classes}), received "
-                f"{labels.min()} to {labels.max()}"
-            )
-    if source.train_images.shape[1:] != source.test_images.shape[1:]:
-        raise ValueError(
-            f"train_images, test_images: expected rows alike, received "
-            f"{list(source.train_images.shape)} and {list(source.test_images.shape)}"
-        )
-    if not source.max_value > 0:
-        raise ValueError(
-            f"max_value: expected a number > 0, received {source.max_value}"
-        )
-    return source
+    place = tfds_files.find(name, None if data_dir is None else Path(data_dir))
+    place = place._replace(train=train, test=test)
+    tfds_files.check(place)
+    return tfds_features.read(place, image, label, size, cache_dir)
 
 
 def _stored(images: Any) -> np.ndarray:

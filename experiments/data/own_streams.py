@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.data.sources import Source
+from experiments.data.source import Source
 from experiments.data.streams import Seed, Stream
 
 StreamFn = Callable[..., Stream]
