@@ -14,7 +14,8 @@ from experiments.data import sources
 from experiments.run_folder import NothingToReportError, Run
 from experiments.support import stopping
 from experiments.support.paths import check_local
-from experiments.training import launch, loggers, placement, session
+from experiments.training import launch, loggers, placement, sessions
+from experiments.training.storing import Part
 
 
 def run(
@@ -97,20 +98,19 @@ def run(
         source = sources.load_source(asked.benchmark.source, data_dir)
         made = request.configs(asked, source.num_classes)
         groups = [
-            [session.Part(each, folder)]
-            for each, folder in zip(made, folders, strict=True)
+            [Part(each, folder)] for each, folder in zip(made, folders, strict=True)
         ]
         todo = launch.incomplete(groups, console)
         if todo:
             device_mesh = placement.chosen_mesh(devices, mesh)
-            watch = session.Watch(
+            watch = sessions.Watch(
                 console,
                 checkpoint_every,
                 told,
                 debug_checks,
                 command=f"experiments.run({name!r}, ...)",
             )
-            session.run_groups(todo, source, device_mesh, watch)
+            sessions.run_groups(todo, source, device_mesh, watch)
         stop.check("every run is complete")
         return _read(folders, tell)
 

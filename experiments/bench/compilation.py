@@ -18,7 +18,9 @@ start = time.perf_counter()
 benchmark, data_dir, cache, methods = json.loads(sys.argv[1])
 import PACKAGE, jax
 from experiments.config import benchmarks, presets
-from experiments.training import placement, runner
+from experiments.training import placement
+from experiments.training.inputs import place
+from experiments.training.programs import compile_programs
 from experiments.config.run_config import RunConfig
 placement.use_cpu_devices(os.cpu_count() or 1)
 placement.cache_compilations(cache)
@@ -29,13 +31,13 @@ chosen = benchmarks.get_benchmark(benchmark)
 source = benchmarks.sources.load_source(chosen.source, data_dir)
 chosen = benchmarks.with_tasks_of(chosen, source.num_classes)
 data = benchmarks.draw(chosen, source, seeds)
-inputs = runner.place(data, seeds, placement.make_mesh())
+inputs = place(data, seeds, placement.make_mesh())
 loaded = time.perf_counter()
 configs = [
     RunConfig(chosen, method, seeds, hyper)
     for method, hyper in zip(methods, presets.resolve(benchmark, methods, {}))
 ]
-programs = runner.compile_programs([[config] for config in configs], inputs)
+programs = compile_programs([[config] for config in configs], inputs)
 first = next(programs)
 ready = time.perf_counter()
 others = [program.compile_s for program in programs]

@@ -11,8 +11,10 @@ import optax
 
 from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig, check_config, num_meta_updates
-from experiments.training import placement, runner
-from experiments.training.evaluation import batches_per_part
+from experiments.training import placement
+from experiments.training.inputs import place
+from experiments.training.probes import batches_per_part
+from experiments.training.programs import compile_programs
 
 
 class Job:
@@ -48,10 +50,8 @@ class Job:
         check_config(self.config)
         data = benchmarks.draw(benchmark, source, self.config.seeds)
         mesh = placement.make_mesh(devices)
-        self.inputs = runner.place(data, self.config.seeds, mesh)
-        (self.program,) = runner.compile_programs([[self.config]], self.inputs)
-        inputs = self.inputs
-        self._data = self.program.rates, inputs.shared, inputs.streams, inputs.seeds
+        self.inputs = place(data, self.config.seeds, mesh)
+        (self.program,) = compile_programs([[self.config]], self.inputs)
         self._state = self.program.init()
         alive = np.ones(len(self.config.seeds), bool)
         self._alive = placement.place_all(alive, mesh)
@@ -59,9 +59,7 @@ class Job:
     def train(self, first: int, tasks: int) -> Any:
         """Trains on ``tasks`` tasks from ``first`` on; returns the state."""
         for task in range(first, first + tasks):
-            self._state, *_ = self.program.train_task(
-                *self._data, self._state, self._alive, np.int32(task)
-            )
+            self._state, *_ = self.program.train_task(self._state, self._alive, task)
         return self._state
 
     def train_last_part(self) -> Any:
@@ -71,14 +69,10 @@ class Job:
         first -= batches_per_part(self.config)
         seen = benchmark.num_tasks * benchmark.rows_per_task
         self._state = optax.tree.set(
-            self._state, num_seen=jnp.full(len(self.inputs.seeds), seen, jnp.int32)
+            self._state, num_seen=jnp.full(len(self.inputs.own.seed), seen, jnp.int32)
         )
         self._state, *_ = self.program.train_part(
-            *self._data,
-            self._state,
-            self._alive,
-            np.int32(benchmark.num_tasks - 1),
-            np.int32(first),
+            self._state, self._alive, benchmark.num_tasks - 1, first
         )
         return self._state
 

@@ -23,7 +23,7 @@ from experiments.methods.hyperparameters import Hyperparameters
 from experiments.networks import Network, convolve_by_matmul
 from experiments.support.errors import UserError
 from experiments.training.batches import make_show
-from experiments.training.one_seed import make_problem
+from experiments.training.problem import make_problem
 
 _SEEDS = (10, 100)
 _FEW_ROWS = 60

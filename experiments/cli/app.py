@@ -489,7 +489,8 @@ def run(
     from experiments.config import request
     from experiments.data import sources
     from experiments.methods import hyperparameters
-    from experiments.training import launch, loggers, placement, session
+    from experiments.training import launch, loggers, placement, sessions
+    from experiments.training.storing import Part
 
     if debug_checks and distributed:
         raise UserError("--debug-checks: not with --distributed; run it in one process")
@@ -519,7 +520,7 @@ def run(
     launch.tell_presets(planned, _tell)
     source = sources.load_source(chosen.source, data_dir)
     groups = [
-        [session.Part(each, folder)]
+        [Part(each, folder)]
         for each, folder in zip(
             request.configs(asked, source.num_classes), folders, strict=True
         )
@@ -529,8 +530,8 @@ def run(
     diverged = {}
     if todo:
         console.print(f"[bold]{name}[/]: results in {out}", soft_wrap=True)
-        watch = session.Watch(console, checkpoint_every, tuple(told), debug_checks)
-        diverged = session.run_groups(todo, source, device_mesh, watch)
+        watch = sessions.Watch(console, checkpoint_every, tuple(told), debug_checks)
+        diverged = sessions.run_groups(todo, source, device_mesh, watch)
     if not placement.is_first_process():
         return
     stop.check("every run is complete; the report is not made yet")
@@ -631,8 +632,9 @@ def sweep(
     from experiments.data import sources
     from experiments.methods import hyperparameters
     from experiments.report.leaderboard import leaderboard
-    from experiments.training import launch, placement, session
+    from experiments.training import launch, placement, sessions
     from experiments.training import sweep as sweeping
+    from experiments.training.storing import Part
 
     stored = {} if config is None else request.read_file(config)
     tried = stored.get("grid", {}) | hyperparameters.parse_grid(grid or [])
@@ -657,14 +659,14 @@ def sweep(
         source = sources.load_source(own[0].asked.benchmark.source, data_dir)
         stop.check(f"the points on {name} had not begun")
         parts = [
-            session.Part(each, out / point.folder)
+            Part(each, out / point.folder)
             for point in own
             for each in request.configs(point.asked, source.num_classes)
         ]
         todo = launch.incomplete(list(sweeping.groups(parts, at_a_time)), console)
         console.print(f"[bold]{name}[/]: {len(parts)} points; results in {out}")
-        watch = session.Watch(console, checkpoint_every)
-        diverged |= session.run_groups(todo, source, mesh, watch)
+        watch = sessions.Watch(console, checkpoint_every)
+        diverged |= sessions.run_groups(todo, source, mesh, watch)
     stop.check("every point is complete; the leaderboard is not made yet")
     hearing.close()
     _tell_diverged(diverged)

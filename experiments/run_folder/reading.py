@@ -1,11 +1,9 @@
 """Reads runs and checks that their files are sound and agree."""
 
 import enum
-import io
 import json
 import math
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,31 +11,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.run_folder import layout
+from experiments.run_folder.arrays import (
+    bad,
+    read_arrays,
+    read_bytes,
+    read_json,
+    recomputed,
+    recomputed_anytime,
+)
 from experiments.run_folder.layout import (
-    ANYTIME_METRICS,
     FORMAT_VERSION,
     METRICS,
     NothingToReportError,
     RunFolderError,
 )
 
-_AGAIN = "restore it from a copy, or run again with --fresh"
 # Stored and recomputed figures are means of at most a few hundred float32 fractions.
 _TOLERANCE = 1e-5
-
-
-# Optional arrays that come together, and their axes.
-_MEASURES = (
-    {
-        "probe_updates": ("P",),
-        "probe_tasks": ("P",),
-        "probe_slow": ("S", "P"),
-        "probe_fast": ("S", "P"),
-    },
-    {"step_size_quantiles": ("S", "T+1", "L", "5")},
-    {"alignment_after": ("E",), "task_alignment": ("S", "E", "T", "T")},
-    {"anytime_after": ("G",), "anytime_accuracy": ("S", "T", "G", "T")},
-)
 
 
 class Run(NamedTuple):
@@ -81,38 +71,15 @@ def find(paths: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _bad(folder: Path, name: str, problem: str, remedy: str = _AGAIN) -> RunFolderError:
-    return RunFolderError(f"{folder}: {name} {problem}; {remedy}")
-
-
-def _read_bytes(folder: Path, name: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
-    except FileNotFoundError as error:
-        raise _bad(folder, name, "is missing") from error
-    except OSError as error:
-        raise _bad(folder, name, f"cannot be read ({error.strerror})") from error
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_bytes(folder, name).decode())
-    except (ValueError, RecursionError) as error:
-        raise _bad(folder, name, f"is not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise _bad(folder, name, "is not a JSON object")
-    return value
-
-
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    config = _read_json(folder, layout.CONFIG)
+    config = read_json(folder, layout.CONFIG)
     version = config.get("format_version")
     if version != FORMAT_VERSION:
-        raise _bad(
+        raise bad(
             folder,
             layout.CONFIG,
             f"has format_version {version!r}, this program reads {FORMAT_VERSION}",
@@ -120,148 +87,58 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     for key in ("benchmark", "method"):
         if not re.fullmatch(r"\w[\w.-]*", str(config.get(key))):
-            raise _bad(
-                folder, layout.CONFIG, f"has no valid {key}: {config.get(key)!r}"
-            )
+            raise bad(folder, layout.CONFIG, f"has no valid {key}: {config.get(key)!r}")
     seeds, num_tasks = config.get("seeds"), config.get("num_tasks")
     if not (isinstance(seeds, list) and seeds and all(map(_whole, seeds))):
-        raise _bad(folder, layout.CONFIG, f"has no list of seeds: {seeds!r}")
+        raise bad(folder, layout.CONFIG, f"has no list of seeds: {seeds!r}")
     if len(set(seeds)) < len(seeds):
-        raise _bad(folder, layout.CONFIG, f"names a seed twice: {seeds}")
+        raise bad(folder, layout.CONFIG, f"names a seed twice: {seeds}")
     if not (_whole(num_tasks) and num_tasks >= 1):
-        raise _bad(folder, layout.CONFIG, f"has no valid num_tasks: {num_tasks!r}")
+        raise bad(folder, layout.CONFIG, f"has no valid num_tasks: {num_tasks!r}")
     for key in ("setting", "passes", "evaluate_on"):
         if not isinstance(config.get(key, ""), str):
-            raise _bad(folder, layout.CONFIG, f"has no valid {key}: {config[key]!r}")
+            raise bad(folder, layout.CONFIG, f"has no valid {key}: {config[key]!r}")
     if "inner_steps" in config:  # all early runs with inner steps were of one head
         config.setdefault("rectify", True)
     return layout.DEFAULTS | config
 
 
-def _read_arrays(folder: Path, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    data = io.BytesIO(_read_bytes(folder, layout.ARRAYS))
-    try:
-        with zipfile.ZipFile(data) as file:
-            damaged = file.testzip()  # numpy stops before a checksum it need not reach
-        if damaged:
-            raise zipfile.BadZipFile(f"checksum of {damaged}")
-        data.seek(0)
-        with np.load(data, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # damaged bytes end in errors of a dozen types
-        raise _bad(folder, layout.ARRAYS, f"is damaged ({error})") from error
-    count, tasks = len(config["seeds"]), config["num_tasks"]
-    shapes = {
-        "accuracy": (count, tasks, tasks),
-        "initial_accuracy": (count, tasks),
-        "seeds": (count,),
-    }
-    for name, shape in shapes.items():
-        if name not in arrays:
-            raise _bad(folder, layout.ARRAYS, f"has no array {name}")
-        array = arrays[name]
-        if array.shape != shape:
-            problem = f"{array.shape}, expected {shape} from {layout.CONFIG}"
-            raise _bad(folder, layout.ARRAYS, f"has {name} of shape {problem}")
-        kind = "iu" if name == "seeds" else "f"
-        if array.dtype.kind not in kind:
-            raise _bad(folder, layout.ARRAYS, f"has {name} of dtype {array.dtype}")
-        if kind == "f" and not (np.isnan(array) | ((array >= 0) & (array <= 1))).all():
-            raise _bad(folder, layout.ARRAYS, f"has {name} outside 0 to 1")
-    if arrays["seeds"].tolist() != config["seeds"]:
-        raise _bad(folder, layout.ARRAYS, f"has other seeds than {layout.CONFIG}")
-    _check_measures(folder, arrays, count, tasks)
-    return arrays
-
-
-def _check_measures(
-    folder: Path, arrays: Mapping[str, np.ndarray], count: int, tasks: int
-) -> None:
-    """Checks the shapes of what may have been measured along the run."""
-    sizes = {"S": count, "T": tasks, "T+1": tasks + 1, "5": 5}
-    for group in _MEASURES:
-        if not any(name in arrays for name in group):
-            continue
-        for name, axes in group.items():
-            if name not in arrays:
-                raise _bad(folder, layout.ARRAYS, f"has no array {name}")
-            array = arrays[name]
-            shape = array.shape
-            known = dict(sizes) if name == next(iter(group)) else sizes
-            for axis, size in zip(axes, shape, strict=False):
-                known.setdefault(axis, size)
-            sizes = known
-            if shape != tuple(sizes.get(axis) for axis in axes):
-                expected = ", ".join(axes)
-                raise _bad(
-                    folder,
-                    layout.ARRAYS,
-                    f"has {name} of shape {shape}, expected [{expected}]",
-                )
-            if array.dtype.kind != ("i" if axes in (("P",), ("E",), ("G",)) else "f"):
-                raise _bad(folder, layout.ARRAYS, f"has {name} of dtype {array.dtype}")
-
-
-def _recomputed(accuracy: np.ndarray, initial: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes the figures named in ``METRICS`` from the matrices, [S] each."""
-    accuracy = accuracy.astype(np.float64)
-    last, learnt = accuracy[:, -1], np.diagonal(accuracy, axis1=1, axis2=2)
-    before = np.diagonal(accuracy, offset=1, axis1=1, axis2=2)
-    gain = (before - initial[:, 1:]).sum(axis=1) / max(before.shape[1], 1)
-    figures = (last.mean(axis=1), (last - learnt).mean(axis=1), learnt.mean(axis=1))
-    return dict(zip(METRICS, (*figures, gain), strict=True))
-
-
-def _recomputed_anytime(accuracy: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes ``ANYTIME_METRICS`` of accuracies [S, T, G, T], [S] each."""
-    accuracy = accuracy.astype(np.float64)
-    count = accuracy.shape[1]
-    curve = [accuracy[:, t, :, : t + 1].mean(axis=2) for t in range(count)]
-    least = [
-        accuracy[:, t + 1 :, :, t].min(axis=(1, 2), initial=np.inf)
-        for t in range(count - 1)
-    ]
-    worst = sum([accuracy[:, -1, -1, -1], *least]) / count
-    figures = np.stack(curve).mean(axis=(0, 2)), worst
-    return dict(zip(ANYTIME_METRICS, figures, strict=True))
-
-
 def _read_summary(
     folder: Path, config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    summary = _read_json(folder, layout.SUMMARY)
-    expected = _recomputed(arrays["accuracy"], arrays["initial_accuracy"])
+    summary = read_json(folder, layout.SUMMARY)
+    expected = recomputed(arrays["accuracy"], arrays["initial_accuracy"])
     if "anytime_accuracy" in arrays:
-        expected |= _recomputed_anytime(arrays["anytime_accuracy"])
+        expected |= recomputed_anytime(arrays["anytime_accuracy"])
     for name, values in expected.items():
         try:
             stored = np.array(summary.get(name), np.float64)  # None becomes NaN
         except (TypeError, ValueError) as error:
-            raise _bad(folder, layout.SUMMARY, f"has no list {name}") from error
+            raise bad(folder, layout.SUMMARY, f"has no list {name}") from error
         if stored.shape != values.shape:
-            raise _bad(folder, layout.SUMMARY, f"has no {name} for each seed")
+            raise bad(folder, layout.SUMMARY, f"has no {name} for each seed")
         if not np.allclose(stored, values, rtol=0, atol=_TOLERANCE, equal_nan=True):
             problem = f"gives {name} {stored}, but {layout.ARRAYS} gives {values}"
-            raise _bad(folder, layout.SUMMARY, problem)
+            raise bad(folder, layout.SUMMARY, problem)
         summary[name] = stored
     diverged, timing = summary.get("diverged_seeds"), summary.get("timing")
     if not isinstance(diverged, list) or not all(
         s in config["seeds"] for s in diverged
     ):
-        raise _bad(folder, layout.SUMMARY, f"has no valid diverged_seeds: {diverged!r}")
+        raise bad(folder, layout.SUMMARY, f"has no valid diverged_seeds: {diverged!r}")
     where = summary.get("diverged_at", {})
     if not isinstance(where, dict) or not all(
         isinstance(place, dict) and _whole(place.get("task"))
         for place in where.values()
     ):
-        raise _bad(folder, layout.SUMMARY, f"has no valid diverged_at: {where!r}")
+        raise bad(folder, layout.SUMMARY, f"has no valid diverged_at: {where!r}")
     leaves = summary.get("step_size_leaves", [])
     if "step_size_quantiles" in arrays and not (
         isinstance(leaves, list)
         and len(leaves) == arrays["step_size_quantiles"].shape[2]
         and all(isinstance(leaf, str) for leaf in leaves)
     ):
-        raise _bad(
+        raise bad(
             folder, layout.SUMMARY, f"has no name for each step size leaf: {leaves!r}"
         )
     cost = summary.get("cost", {})
@@ -269,9 +146,9 @@ def _read_summary(
         isinstance(value, int | float) and 0 <= value < math.inf
         for value in cost.values()
     ):
-        raise _bad(folder, layout.SUMMARY, f"has no valid cost: {cost!r}")
+        raise bad(folder, layout.SUMMARY, f"has no valid cost: {cost!r}")
     if not isinstance(timing, dict):
-        raise _bad(folder, layout.SUMMARY, f"has no valid timing: {timing!r}")
+        raise bad(folder, layout.SUMMARY, f"has no valid timing: {timing!r}")
     return summary
 
 
@@ -280,7 +157,7 @@ def _check_evaluations(
 ) -> None:
     """Holds the lines written along the way against the matrix written at the end."""
     logged = np.full_like(accuracy, -1)
-    lines = _read_bytes(folder, layout.EVALUATIONS).splitlines()
+    lines = read_bytes(folder, layout.EVALUATIONS).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
@@ -288,9 +165,9 @@ def _check_evaluations(
             logged[index] = record["accuracy"]
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             problem = f"has no evaluation in line {number} ({error})"
-            raise _bad(folder, layout.EVALUATIONS, problem) from error
+            raise bad(folder, layout.EVALUATIONS, problem) from error
     if not np.allclose(logged, accuracy, rtol=0, atol=_TOLERANCE, equal_nan=True):
-        raise _bad(
+        raise bad(
             folder, layout.EVALUATIONS, f"lacks lines, or differs from {layout.ARRAYS}"
         )
 
@@ -354,8 +231,8 @@ def read(folder: Path) -> Run:
             f"{folder}: incomplete, there is no {layout.SUMMARY}; let the run finish, "
             "or go on with it by the same command"
         )
-    environment = _read_json(folder, layout.ENVIRONMENT)
-    arrays = _read_arrays(folder, config)
+    environment = read_json(folder, layout.ENVIRONMENT)
+    arrays = read_arrays(folder, config)
     summary = _read_summary(folder, config, arrays)
     _check_evaluations(folder, config, arrays["accuracy"])
     run = Run(

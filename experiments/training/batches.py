@@ -9,35 +9,10 @@ import jax.numpy as jnp
 import lamaml_jax as lm
 from experiments import methods
 from experiments.config import benchmarks
-from experiments.config.run_config import RunConfig
+from experiments.config.run_config import RunConfig, batches_per_task
 from experiments.data.augmentation import augment
 from experiments.data.streams import apply_pixel_map
-
-
-class DataForm(NamedTuple):
-    """Sizes of a benchmark's data that its programs are compiled for."""
-
-    image_shape: tuple[int, ...]
-    num_classes: int
-    max_value: float
-
-
-class Shared(NamedTuple):
-    """Arrays on the device that all seeds read, as in ``BenchmarkData``."""
-
-    train_images: jax.Array
-    train_labels: jax.Array
-    test_images: jax.Array
-    test_labels: jax.Array
-
-
-class StreamArrays(NamedTuple):
-    """Arrays on the device with a leading seed axis, as in ``BenchmarkData``."""
-
-    rows: jax.Array
-    pixel_maps: jax.Array
-    label_maps: jax.Array
-    test_rows: jax.Array
+from experiments.training.inputs import DataForm, Own, Shared
 
 
 class Images(NamedTuple):
@@ -52,13 +27,13 @@ class Images(NamedTuple):
 def make_images(benchmark: benchmarks.Benchmark, form: DataForm) -> Images:
     """Builds the steps from stored pixels to inputs that a benchmark asks for."""
 
-    def scale(images, pixel_map):
+    def scale(images: jax.Array, pixel_map: jax.Array) -> jax.Array:
         if pixel_map.shape[0]:
             flat = images.reshape(images.shape[0], -1)
             images = apply_pixel_map(flat, pixel_map).reshape(images.shape)
         return images.astype(jnp.float32) / form.max_value
 
-    def normalise(images):
+    def normalise(images: jax.Array) -> jax.Array:
         if not benchmark.mean:
             return images
         before = (None,) * (images.ndim - 1)
@@ -84,7 +59,9 @@ def task_key(seed: jax.Array, task: jax.Array) -> lm.Key:
     return jax.random.fold_in(keys_of(seed)[2], task)
 
 
-def positions(config: RunConfig, seed, task, epoch) -> tuple[jax.Array, jax.Array]:
+def positions(
+    config: RunConfig, seed: jax.Array, task: jax.Array, epoch: int | jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Which rows an epoch shows: their tasks [R] and places within those [R]."""
     num_tasks, num_rows = config.benchmark.num_tasks, config.benchmark.rows_per_task
     places = jnp.arange(num_rows)
@@ -105,31 +82,35 @@ class Show(NamedTuple):
     """How rows of the stream reach a learner."""
 
     epoch: Callable[..., tuple[dict[str, jax.Array], jax.Array]]
-    """``epoch(stream, seed, task, epoch)``: places of the rows of all batches, leaves
-    [N, B], and their mask [N, B]."""
+    """``epoch(shared, own, epoch)``: places of the rows of all batches of the task at
+    hand, leaves [N, B], and their mask [N, B]."""
     rows: Callable[..., tuple[lm.Batch, lm.Key]]
-    """``rows(shared, stream, key, places)``: one batch, and a key not used for it."""
+    """``rows(shared, own, key, places)``: one batch, and a key not used for it."""
 
 
 def make_show(config: RunConfig, form: DataForm) -> Show:
     """Builds the functions that show a run its rows."""
     num_rows = config.benchmark.rows_per_task
     batch_size = config.hyper.batch_size
-    padding = -num_rows % batch_size
+    padding = batches_per_task(config) * batch_size - num_rows
     images_of = make_images(config.benchmark, form)
     mixes = methods.METHODS[config.method].mixes_tasks
 
-    def epoch(stream, seed, task, epoch):
-        tasks, places = positions(config, seed, task, epoch)
+    def epoch(
+        shared: Shared, own: Own, epoch: int | jax.Array
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        tasks, places = positions(config, own.seed, shared.task, epoch)
         batches = jax.tree.map(
             lambda x: jnp.pad(x, (0, padding), mode="edge").reshape(-1, batch_size),
-            {"task": tasks, "row": stream.rows[tasks, places]},
+            {"task": tasks, "row": own.stream.rows[tasks, places]},
         )
         mask = jnp.arange(num_rows + padding) < num_rows
         return batches, mask.reshape(-1, batch_size)
 
-    def rows(shared, stream, key, places):
-        tasks = places["task"]
+    def rows(
+        shared: Shared, own: Own, key: lm.Key, places: dict[str, jax.Array]
+    ) -> tuple[lm.Batch, lm.Key]:
+        tasks, stream = places["task"], own.stream
         images = shared.train_images[places["row"]]
         if mixes:
             images = jax.vmap(lambda image, m: images_of.scale(image[None], m)[0])(

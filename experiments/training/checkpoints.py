@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from experiments.run_folder import RunFolderError
-from experiments.training import history
-from experiments.training.history import History
+from experiments.training import recording
+from experiments.training.recording import History
 
 _KEPT = 2
 
@@ -47,10 +47,9 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        logging.set_verbosity(
-            logging.FATAL
-        )  # errors are raised besides, and told by us
-        several = {}
+        # Errors are raised besides, and told by us.
+        logging.set_verbosity(logging.FATAL)
+        several: dict[str, Any] = {}
         if jax.process_count() > 1:  # the first one writes alone
             self._folder.mkdir(parents=True, exist_ok=True)
             several = {
@@ -69,7 +68,7 @@ class Checkpoints:
         return time.monotonic() - self._saved >= self._interval_s
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _told(self) -> Generator[None]:
         """Turns what writing raises, errors of many types, into one of ours."""
         try:
             yield
@@ -90,7 +89,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(checkpoint.state),
             history=ocp.args.StandardSave(checkpoint.history),
         )
-        num_tasks = history.num_tasks(checkpoint.history)
+        num_tasks = recording.num_tasks(checkpoint.history)
         with self._told():
             self._manager.save(num_tasks, args=items)
         self._saved = time.monotonic()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a report imports jax only for runs that do not say what they cost
     from experiments.config.run_config import RunConfig
-    from experiments.training.batches import DataForm
+    from experiments.training.inputs import DataForm
 
 GRADIENT_EVALUATIONS = "gradient_evaluations_per_row"
 MEMORY_BYTES = "memory_bytes"
@@ -33,7 +33,7 @@ def cost_record(config: "RunConfig", form: "DataForm") -> dict[str, float]:
         method that does not say.
     """
     from experiments import methods
-    from experiments.training.one_seed import make_problem
+    from experiments.training.problem import make_problem
 
     method = methods.METHODS.get(config.method)
     if method is None or method.cost is None:
@@ -57,9 +57,9 @@ def derive(stored: Mapping[str, Any]) -> dict[str, float]:
     from experiments.config.benchmarks import Benchmark
     from experiments.config.run_config import RunConfig
     from experiments.methods.hyperparameters import Hyperparameters
-    from experiments.training.batches import DataForm
+    from experiments.training.inputs import DataForm
 
-    def fields(kind):
+    def fields(kind: Any) -> dict[str, Any]:
         names = {field.name for field in dataclasses.fields(kind)}
         return {name: stored[name] for name in names & stored.keys()}
 

@@ -4,7 +4,7 @@ import atexit
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from experiments.support.errors import UserError
 
@@ -33,7 +33,7 @@ def load(text: str) -> Logger:
         raise UserError(f"--logger {text}: {error}") from error
     if not colon or not callable(found):
         raise UserError(f"--logger: expected MODULE:FUNCTION, received {text!r}")
-    return found
+    return cast(Logger, found)
 
 
 def tensorboard() -> Logger:
@@ -52,7 +52,7 @@ def tensorboard() -> Logger:
         ) from error
     writers: dict[tuple[Path, int], SummaryWriter] = {}
 
-    def log(folder, record):
+    def log(folder: Path, record: Mapping[str, Any]) -> None:
         step = record["task"] + 1
         key = folder, record["seed"]
         if key not in writers:

@@ -2,100 +2,67 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 import lamaml_jax as lm
-from experiments import methods, networks
-from experiments.config.run_config import RunConfig, batches_per_task
-from experiments.methods.problem import Problem
-from experiments.training.batches import DataForm, keys_of, make_show, task_key
-from experiments.training.evaluation import (
+from experiments import methods
+from experiments.config.run_config import RunConfig, batches_per_task, with_rates
+from experiments.training.batches import Show, keys_of, make_show, task_key
+from experiments.training.evaluation import Evaluated, make_evaluate
+from experiments.training.inputs import DataForm, Own, Shared
+from experiments.training.placement import spread_rows
+from experiments.training.probes import (
     batches_per_part,
     make_alignment,
-    make_evaluate,
     make_look_ahead,
 )
-from experiments.training.placement import spread_rows
+from experiments.training.problem import build_network, make_problem
 
 
-class TrainFns(NamedTuple):
-    """Pure functions of one seed, as ``make_train`` builds them."""
+class Trained(NamedTuple):
+    """What training on a task, or on a part of it, leaves."""
 
-    init_weights: Callable[..., lm.Params]
-    """``init_weights(seed) -> weights``; the same for every method of an initializer.
-    """
-    init: Callable[..., Any]
-    """``init(seed) -> state``."""
-    train_task: Callable[..., tuple[Any, Any, jax.Array, jax.Array | None]]
-    """``train_task(shared, stream, seed, state, is_alive, task) -> state, info,
-    first_bad, anytime``: means of the learner's info, the first batch in which one of
-    its values is not finite, or -1, and accuracies [G, T] after the batches of
-    ``config.anytime_after``, NaN of tasks not seen yet, or None where there are none.
-    Weights move only where ``is_alive``."""
+    state: Any
+    info: Any
+    """Means of the learner's info."""
+    first_bad: jax.Array | np.ndarray
+    """The first batch in which a value of the info is not finite, or -1."""
+    anytime: jax.Array | None = None
+    """[G, T] accuracies after the batches of ``config.anytime_after``, NaN of tasks not
+    seen yet, or None where there are none."""
+
+
+class SeedFunctions(NamedTuple):
+    """Pure functions of one seed, as ``make_functions`` builds them."""
+
+    init_weights: Callable[[jax.Array], lm.Params]
+    """``init_weights(seed)``; the same for every method of an initializer."""
+    init: Callable[[Shared, Own], Any]
+    """Returns the learner's first state."""
+    train_task: Callable[[Shared, Own], Trained]
+    """Weights move only where ``is_alive``."""
+    train_part: Callable[[Shared, Own], Trained]
+    """The ``batches_per_part`` batches from ``first`` on of a task's first epoch; all
+    parts in order are ``train_task`` of one epoch."""
+    evaluate: Callable[[Shared, Own], Evaluated]
+    """Of ``subject`` of a state."""
     subject: Callable[[Any], Any]
     """``subject(state)``: what is evaluated, the weights unless the method predicts
     with more."""
-    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
-    """``evaluate(shared, stream, subject, wanted [T]) -> accuracy [T], finite``."""
-    train_part: Callable[..., tuple[Any, Any, jax.Array]]
-    """``train_part(shared, stream, seed, state, is_alive, task, first) -> state, info,
-    first_bad``: the ``batches_per_part`` batches from ``first`` on of a task's first
-    epoch; all parts in order are ``train_task`` of one epoch."""
-    look_ahead: Callable[..., lm.Params]
-    """``look_ahead(shared, stream, seed, state, task, index) -> fast_weights`` after
-    the inner steps on batch ``index``, for methods that take inner steps."""
-    alignment: Callable[..., jax.Array]
-    """``alignment(shared, stream, weights) -> [T, T]``, cosines between the gradients
-    of the tasks' losses."""
+    look_ahead: Callable[[Shared, Own], lm.Params]
+    """For methods that take inner steps."""
+    alignment: Callable[[Shared, Own], jax.Array]
 
 
-def make_problem(
-    config: RunConfig, form: DataForm, apply_fn: Callable[..., jax.Array] | None = None
-) -> Problem:
-    """Describes a benchmark to a method.
-
-    Args:
-        config: what to run.
-        form: sizes of the data.
-        apply_fn: ``(weights, images [B, ...]) -> logits [B, Y]``; None for a problem of
-            which only the sizes are read.
-    """
-    benchmark = config.benchmark
-    classes_per_task = benchmark.classes_per_task
-    example = {
-        "image": jax.ShapeDtypeStruct(form.image_shape, jnp.float32),
-        "label": jax.ShapeDtypeStruct((), jnp.int32),
-    }
-    if config.setting == "aware":
-        example["task"] = jax.ShapeDtypeStruct((), jnp.int32)
-
-    def loss_fn(weights, batch):
-        logits = apply_fn(weights, batch["image"])
-        if classes_per_task is not None and config.setting == "aware":
-            return lm.losses.multi_head_cross_entropy(
-                logits, batch["label"], batch["task"], classes_per_task
-            )
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-
-    return Problem(
-        loss_fn,
-        example,
-        apply_fn,
-        num_tasks=benchmark.num_tasks,
-        rows_per_task=benchmark.rows_per_task,
-        num_classes=form.num_classes,
-        classes_per_task=classes_per_task,
-        head_fn=networks.head_fn_of(benchmark.network),
+def unless_diverged(own: Own, state: Any) -> Any:
+    """Returns a learner's new state, with its old weights unless the seed is alive."""
+    weights = jax.tree.map(
+        partial(jnp.where, own.is_alive), state.weights, own.state.weights
     )
-
-
-def unless_diverged(start: Any, state: Any, is_alive: jax.Array) -> Any:
-    """Returns a learner's state, with the weights of ``start`` unless it is alive."""
-    weights = jax.tree.map(partial(jnp.where, is_alive), state.weights, start.weights)
     return state._replace(weights=weights)
 
 
@@ -122,49 +89,72 @@ def summarise(info: Any) -> tuple[Any, jax.Array]:
     return means, jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)
 
 
-def _make_train_fns(
-    config: RunConfig,
-    form: DataForm,
-    learner: lm.Learner,
-    accuracy_of: Callable[..., jax.Array],
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Builds ``train_task`` and ``train_part`` of ``TrainFns``.
+class _Epochs(NamedTuple):
+    """How one seed of a method passes over rows."""
 
-    Args:
-        config: what to run.
-        form: sizes of the data.
-        learner: of the method.
-        accuracy_of: ``accuracy_of(shared, stream, state, wanted [T]) -> [T]``, for
-            evaluations within a task.
-    """
-    hyper = config.hyper
-    every = config.benchmark.anytime_every
-    show = make_show(config, form)
-    has_padding = config.benchmark.rows_per_task % hyper.batch_size > 0
+    config: RunConfig
+    show: Show
+    learner: lm.Learner
+    shared: Shared
+    own: Own
 
-    def run(shared, stream, state, key, batches, mask, epoch, first=0):
-        def observe(key, state, places, mask, remember=True):
+    def run(
+        self,
+        state: Any,
+        key: lm.Key,
+        batches: dict[str, jax.Array],
+        mask: jax.Array,
+        epoch: int | jax.Array,
+        first: int | jax.Array = 0,
+    ) -> tuple[Any, Any]:
+        """Observes batches, of which one is loaded at a time."""
+
+        def observe(
+            key: lm.Key,
+            state: Any,
+            places: dict[str, jax.Array],
+            mask: jax.Array | None,
+            remember: bool | jax.Array = True,
+        ) -> tuple[Any, Any]:
             del remember
-            rows, key = show.rows(shared, stream, key, places)
-            return learner.observe(key, state, rows, mask, remember=epoch == 0)
+            rows, key = self.show.rows(self.shared, self.own, key, places)
+            return self.learner.observe(key, state, rows, mask, remember=epoch == 0)
 
-        shown = lm.Learner(learner.init, observe)
-        mask = mask if has_padding else None
-        return lm.observe_stream(shown, key, state, batches, mask, first)
+        shown = lm.Learner(self.learner.init, cast(Any, observe))
+        has_padding = self.config.benchmark.rows_per_task % self.config.hyper.batch_size
+        valid = mask if has_padding else None
+        return lm.observe_stream(shown, key, state, batches, valid, first)
 
-    def run_watched(shared, stream, seed, state, task):
-        """One epoch, interrupted by evaluations."""
-        key = task_key(seed, task)
-        shown = show.epoch(stream, seed, task, 0)
-        is_seen = jnp.arange(config.benchmark.num_tasks) <= task
+    def once(self, state: Any, key: lm.Key) -> tuple[Any, Any]:
+        """Passes over the task at hand once."""
+        return self.run(state, key, *self.show.epoch(self.shared, self.own, 0), 0)
 
-        def part(state, inputs):
+    def often(self, state: Any, key: lm.Key) -> tuple[Any, Any]:
+        """Passes over it several times, with a key for each."""
+        epochs = self.config.hyper.epochs
+
+        def epoch_of(state: Any, epoch: jax.Array) -> tuple[Any, Any]:
+            own_key = jax.random.fold_in(key, epochs + epoch)
+            shown = self.show.epoch(self.shared, self.own, epoch)
+            return self.run(state, own_key, *shown, epoch)
+
+        state, info = jax.lax.scan(epoch_of, state, jnp.arange(epochs))
+        return state, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), info)
+
+    def watched(
+        self, state: Any, key: lm.Key, every: int, accuracy_of: Callable[..., jax.Array]
+    ) -> tuple[Any, Any, jax.Array]:
+        """Passes over it once, interrupted by evaluations."""
+        shown = self.show.epoch(self.shared, self.own, 0)
+        is_seen = jnp.arange(self.config.benchmark.num_tasks) <= self.shared.task
+
+        def part(state: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
             first, (batches, mask) = inputs
-            state, info = run(shared, stream, state, key, batches, mask, 0, first)
-            return state, (info, accuracy_of(shared, stream, state, is_seen))
+            state, info = self.run(state, key, batches, mask, 0, first)
+            return state, (info, accuracy_of(self.shared, self.own, state, is_seen))
 
         # Parts of one size in a scan, and what is left of the task after them.
-        count, rest = divmod(batches_per_task(config), every)
+        count, rest = divmod(batches_per_task(self.config), every)
         whole = jax.tree.map(
             lambda x: x[: count * every].reshape(count, every, *x.shape[1:]), shown
         )
@@ -178,52 +168,64 @@ def _make_train_fns(
             accuracies = jnp.concatenate([accuracies, last[None]])
         return state, info, accuracies
 
-    def train_task(shared, stream, seed, state, is_alive, task):
-        key_of_task = task_key(seed, task)
 
-        def run_epoch(state, epoch):
-            key = key_of_task
-            if hyper.epochs > 1:
-                key = jax.random.fold_in(key_of_task, hyper.epochs + epoch)
-            shown = show.epoch(stream, seed, task, epoch)
-            return run(shared, stream, state, key, *shown, epoch)
+def _make_training(
+    config: RunConfig,
+    form: DataForm,
+    learner_of: Callable[[Own], lm.Learner],
+    accuracy_of: Callable[..., jax.Array],
+) -> tuple[Callable[[Shared, Own], Trained], Callable[[Shared, Own], Trained]]:
+    """Builds ``train_task`` and ``train_part`` of ``SeedFunctions``.
 
-        start, anytime = state, None
+    Args:
+        config: what to run.
+        form: sizes of the data.
+        learner_of: the method's learner, with a seed's own rates.
+        accuracy_of: ``accuracy_of(shared, own, state, wanted [T]) -> [T]``, for
+            evaluations within a task.
+    """
+    every = config.benchmark.anytime_every
+    show = make_show(config, form)
+
+    def train_task(shared: Shared, own: Own) -> Trained:
+        learner = learner_of(own)
+        epochs = _Epochs(config, show, learner, shared, own)
+        key, anytime = task_key(own.seed, shared.task), None
         if every is not None:
-            state, info, anytime = run_watched(shared, stream, seed, start, task)
-        elif hyper.epochs == 1:
-            state, info = run_epoch(start, 0)
+            state, info, anytime = epochs.watched(own.state, key, every, accuracy_of)
+        elif config.hyper.epochs == 1:
+            state, info = epochs.once(own.state, key)
         else:
-            state, info = jax.lax.scan(run_epoch, start, jnp.arange(hyper.epochs))
-            info = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), info)
+            state, info = epochs.often(own.state, key)
         if learner.end_task is not None:
-            end_key = jax.random.fold_in(key_of_task, 2**31 - 1)
-            state = learner.end_task(end_key, state)
-        return unless_diverged(start, state, is_alive), *summarise(info), anytime
+            state = learner.end_task(jax.random.fold_in(key, 2**31 - 1), state)
+        return Trained(unless_diverged(own, state), *summarise(info), anytime)
 
-    def train_part(shared, stream, seed, state, is_alive, task, first):
-        places, mask = show.epoch(stream, seed, task, 0)
+    def train_part(shared: Shared, own: Own) -> Trained:
+        epochs = _Epochs(config, show, learner_of(own), shared, own)
         places, mask = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, first, batches_per_part(config)),
-            (places, mask),
+            lambda x: jax.lax.dynamic_slice_in_dim(
+                x, shared.first, batches_per_part(config)
+            ),
+            show.epoch(shared, own, 0),
         )
-        key = task_key(seed, task)
-        start = state
-        state, info = run(shared, stream, start, key, places, mask, 0, first)
+        key = task_key(own.seed, shared.task)
+        state, info = epochs.run(own.state, key, places, mask, 0, shared.first)
         means, bad = summarise(info)
-        bad = jnp.where(bad < 0, bad, first + bad)
-        return unless_diverged(start, state, is_alive), means, bad
+        bad = jnp.where(bad < 0, bad, shared.first + bad)
+        return Trained(unless_diverged(own, state), means, bad)
 
     return train_task, train_part
 
 
-def make_train(
+def make_functions(
     config: RunConfig, form: DataForm, platform: str, devices_per_seed: int = 1
-) -> TrainFns:
+) -> SeedFunctions:
     """Builds the functions that run one seed of ``config``.
 
     Args:
-        config: what to run.
+        config: what to run; a seed's own rates, where it has any, come before its
+            numbers.
         form: sizes of the data.
         platform: what they are compiled for, such as ``"cpu"``.
         devices_per_seed: devices that share the rows of support and query.
@@ -234,51 +236,48 @@ def make_train(
     Raises:
         UserError: hyper-parameters that do not fit together.
     """
-    benchmark, hyper = config.benchmark, config.hyper
-    network = networks.NetworkForm(
-        form.image_shape,
-        form.num_classes,
-        benchmark.hidden,
-        benchmark.channels,
-        hyper.initializer,
-        dtype=None if config.precision == "float32" else config.precision,
-        convolve=networks.convolution_for(platform),
-    )
-    model = networks.build(benchmark.network, network)
+    benchmark = config.benchmark
+    model = build_network(config, form, platform)
 
-    def apply_fn(weights, images):
+    def apply_fn(weights: lm.Params, images: jax.Array) -> jax.Array:
         return model.apply(weights, spread_rows(images, devices_per_seed))
 
     problem = make_problem(config, form, apply_fn)
-    learner = methods.make_learner(config.method, problem, hyper)
-    make_scores = methods.METHODS[config.method].make_scores
 
-    def init_weights(seed):
+    def learner_of(own: Own) -> lm.Learner:
+        hyper = with_rates(config, own.rates or {}).hyper
+        return methods.make_learner(config.method, problem, hyper)
+
+    def init_weights(seed: jax.Array) -> lm.Params:
         return model.init(keys_of(seed)[0], jnp.zeros((1, *form.image_shape)))
 
-    def init(seed):
-        return learner.init(keys_of(seed)[1], init_weights(seed))
+    def init(shared: Shared, own: Own) -> Any:
+        del shared
+        return learner_of(own).init(keys_of(own.seed)[1], init_weights(own.seed))
 
+    make_scores = methods.METHODS[config.method].make_scores
     if make_scores is None:
         subject = lambda state: state.weights
         scoring = apply_fn, lambda weights: weights
     else:
         subject = lambda state: state
-        scoring = make_scores(problem, hyper), lambda state: state.weights
-    evaluate = make_evaluate(config, form, *scoring)
+        scoring = make_scores(problem, config.hyper), lambda state: state.weights
     evaluate_within = make_evaluate(config, form, *scoring, benchmark.anytime_rows)
 
-    def accuracy_of(shared, stream, state, wanted):
-        return evaluate_within(shared, stream, subject(state), wanted)[0]
+    def accuracy_of(
+        shared: Shared, own: Own, state: Any, wanted: jax.Array
+    ) -> jax.Array:
+        seen = own._replace(state=subject(state))
+        return evaluate_within(shared._replace(wanted=wanted), seen).accuracy
 
-    train_task, train_part = _make_train_fns(config, form, learner, accuracy_of)
-    return TrainFns(
+    train_task, train_part = _make_training(config, form, learner_of, accuracy_of)
+    return SeedFunctions(
         init_weights,
         init,
         train_task,
-        subject,
-        evaluate,
         train_part,
+        make_evaluate(config, form, *scoring),
+        subject,
         make_look_ahead(config, form, problem),
         make_alignment(config, form, problem),
     )

@@ -121,45 +121,33 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 
 
 def over_seeds(
-    fn: Callable[..., Any], mesh: Mesh, in_axes: str, platform: str
-) -> Callable[..., Any]:
+    fn: Callable[[Any, Any], Any], mesh: Mesh, platform: str
+) -> Callable[[Any, Any], Any]:
     """Maps ``fn`` over seeds: sharded over devices, batched or in turn within one.
 
     On a CPU the seeds of one device run in turn, because one seed's matrices stay in
     cache and batched ones do not (1.3 times slower); accelerators batch them.
 
     Args:
-        fn: function of one seed.
+        fn: ``fn(shared, own)`` of one seed.
         mesh: from ``make_mesh``.
-        in_axes: per argument ``"s"`` (leading seed axis) or ``"-"`` (shared).
         platform: what it is compiled for, such as ``"cpu"``.
 
     Returns:
-        A function of arguments with S a multiple of the mesh's first axis.
+        The function of ``shared`` and of ``own`` with a leading axis S, a multiple of
+        the mesh's first.
     """
-    seed_spec, shared_spec = PartitionSpec(SEED), PartitionSpec()
 
-    def mapped(*args):
+    def mapped(shared: Any, own: Any) -> Any:
         if platform != "cpu":
-            axes = tuple(0 if axis == "s" else None for axis in in_axes)
-            return jax.vmap(fn, in_axes=axes)(*args)
-        own = tuple(a for a, axis in zip(args, in_axes, strict=True) if axis == "s")
-
-        def one(own_args):
-            left = iter(own_args)
-            merged = [
-                next(left) if axis == "s" else arg
-                for arg, axis in zip(args, in_axes, strict=True)
-            ]
-            return fn(*merged)
-
-        return jax.lax.map(one, own)
+            return jax.vmap(fn, in_axes=(None, 0))(shared, own)
+        return jax.lax.map(lambda one: fn(shared, one), own)
 
     return jax.shard_map(
         mapped,
         mesh=mesh,
-        in_specs=tuple(seed_spec if axis == "s" else shared_spec for axis in in_axes),
-        out_specs=seed_spec,
+        in_specs=(PartitionSpec(), PartitionSpec(SEED)),
+        out_specs=PartitionSpec(SEED),
         axis_names={SEED} if mesh.shape[ROW] > 1 else set(mesh.axis_names),
         check_vma=False,
     )
@@ -193,7 +181,7 @@ def own_seeds(seeds: Sequence[int], mesh: Mesh) -> list[int]:
     """Returns the seeds that run on devices of this process, each once, in order."""
     places = padded(np.asarray(seeds), mesh)
     indices = by_seed(mesh).addressable_devices_indices_map(places.shape)
-    own = {int(seed) for (where,) in indices.values() for seed in places[where]}
+    own = {int(seed) for where in indices.values() if where for seed in places[where]}
     return [seed for seed in dict.fromkeys(seeds) if seed in own]
 
 
@@ -220,8 +208,8 @@ def place_own(
     places = padded(np.asarray(seeds), mesh)
     row_of = {seed: row for row, seed in enumerate(own_seeds(seeds, mesh))}
 
-    def put(array):
-        def part(index):
+    def put(array: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
             return array[[row_of[int(seed)] for seed in places[index[0]]]]
 
         shape = (len(places), *array.shape[1:])

@@ -11,7 +11,7 @@ from experiments.config.request import Request
 from experiments.config.run_config import RunConfig, shape_of
 from experiments.methods.hyperparameters import kinds
 from experiments.support.errors import UserError
-from experiments.training.session import Part
+from experiments.training.storing import Part
 
 _LONGEST_NAME = 150
 

@@ -31,15 +31,18 @@ def main(groups, rows):
     jax.config.update("jax_num_cpu_devices", groups * rows)
     from experiments.config import benchmarks, presets
     from experiments.config.run_config import RunConfig
-    from experiments.training import placement, runner
+    from experiments.training import placement
+    from experiments.training.inputs import place
+    from experiments.training.programs import compile_programs
 
     (hyper,) = presets.resolve("digits-rotations", ["lamaml"], {})
     benchmark = benchmarks.get_benchmark("digits-rotations")
     config = RunConfig(benchmark, "lamaml", tuple(range(groups)), hyper)
     data = benchmarks.load(benchmark, config.seeds)
-    inputs = runner.place(data, config.seeds, placement.make_mesh(None, rows))
-    (program,) = runner.compile_programs([[config]], inputs)
-    programs = {"train": program.train_task, "evaluate": program.evaluate}
+    inputs = place(data, config.seeds, placement.make_mesh(None, rows))
+    (program,) = compile_programs([[config]], inputs)
+    made = program.compiled
+    programs = {"train": made.train_task, "evaluate": made.evaluate}
     found = {name: collectives(each.as_text()) for name, each in programs.items()}
     weights = jax.tree.leaves(program.state.weights)
     found["weight_bytes"] = sum(4 * math.prod(leaf.shape[1:]) for leaf in weights)

@@ -13,9 +13,10 @@ import lamaml_jax as lm
 from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig
 from experiments.networks import Network, convolve_by_matmul
-from experiments.training import placement, runner
-from experiments.training.batches import DataForm
-from experiments.training.one_seed import make_problem
+from experiments.training import loop, placement
+from experiments.training.inputs import DataForm, place
+from experiments.training.problem import make_problem
+from experiments.training.programs import compile_programs
 
 SEEDS = (0, 1, 2, 3)
 
@@ -35,9 +36,9 @@ def test_retained_accuracy_is_that_of_a_plain_loop(method):
     (hyper,) = presets.resolve(benchmark.name, [method])
     config = RunConfig(benchmark, method, SEEDS, hyper)
     data = benchmarks.load(benchmark, SEEDS)
-    inputs = runner.place(data, SEEDS, placement.make_mesh(1))
-    (program,) = runner.compile_programs([[config]], inputs)
-    matrix = np.stack([r.accuracy for r in runner.train(config, program, inputs)], 1)
+    inputs = place(data, SEEDS, placement.make_mesh(1))
+    (program,) = compile_programs([[config]], inputs)
+    matrix = np.stack([r.accuracy for r in loop.train(config, program, inputs)], 1)
     matrix = matrix[:, 1:]
     learnt = np.diagonal(matrix, axis1=1, axis2=2).mean()
     expected = np.array(

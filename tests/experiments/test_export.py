@@ -15,7 +15,9 @@ import lamaml_jax as lm
 from experiments import methods
 from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig
-from experiments.training import placement, runner
+from experiments.training import placement
+from experiments.training.inputs import place
+from experiments.training.programs import make_method
 
 METHODS = sorted(set(methods.METHODS) - {"icarl"})  # it needs classes of its own
 
@@ -25,15 +27,15 @@ def small_inputs(name, data=None, **sizes):
         benchmarks.get_benchmark(name), num_tasks=2, rows_per_task=20, **sizes
     )
     data = benchmarks.load(benchmark, (0, 1)) if data is None else data(benchmark)
-    inputs = runner.place(data, (0, 1), placement.make_mesh(1))
+    inputs = place(data, (0, 1), placement.make_mesh(1))
     return benchmark, inputs._replace(platform="tpu")
 
 
 def lower(benchmark, method, inputs, **options):
     (hyper,) = presets.resolve(benchmark.name, [method], {})
     config = RunConfig(benchmark, method, (0, 1), hyper, **options)
-    fn, arguments = runner.functions([config], inputs).jitted["train"]
-    return jax.export.export(fn, platforms=["tpu", "cuda"])(*arguments)
+    train = make_method([config], inputs).functions.train_task
+    return jax.export.export(train.fn, platforms=["tpu", "cuda"])(*train.arguments)
 
 
 @pytest.mark.slow

@@ -13,7 +13,10 @@ from experiments import report
 from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig, check_config
 from experiments.support.errors import UserError
-from experiments.training import placement, runner, session
+from experiments.training import placement, sessions
+from experiments.training.inputs import place
+from experiments.training.programs import compile_programs
+from experiments.training.storing import Part
 
 SEEDS = (0, 1)
 ONE_RATE = {"grain": "all", "inner_momentum": 0.5}
@@ -33,10 +36,10 @@ def make_config(overrides, method="lamaml"):
 
 def run(config, folder):
     data = benchmarks.load(config.benchmark, config.seeds)
-    inputs = runner.place(data, config.seeds, placement.make_mesh(1))
-    (program,) = runner.compile_programs([[config]], inputs)
-    watch = session.Watch(Console(file=io.StringIO()), 0)
-    session.run_group([session.Part(config, folder)], program, inputs, watch)
+    inputs = place(data, config.seeds, placement.make_mesh(1))
+    (program,) = compile_programs([[config]], inputs)
+    watch = sessions.Watch(Console(file=io.StringIO()), 0)
+    sessions.run_group([Part(config, folder)], program, inputs, watch)
     return program
 
 

@@ -18,8 +18,12 @@ from experiments.methods.problem import Problem
 from experiments.report import figures
 from experiments.support.errors import UserError
 from experiments.training import batches as feeding
+from experiments.training import loop, placement, sessions
 from experiments.training import one_seed as train
-from experiments.training import placement, runner, session
+from experiments.training.inputs import place as place_inputs
+from experiments.training.problem import make_problem
+from experiments.training.programs import compile_programs
+from experiments.training.storing import Part
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -40,13 +44,13 @@ def tiny(method="er", **changes):
 
 def place(config):
     data = benchmarks.load(config.benchmark, config.seeds)
-    return data, runner.place(data, config.seeds, placement.make_mesh(1))
+    return data, place_inputs(data, config.seeds, placement.make_mesh(1))
 
 
 def results_of(config):
     _, inputs = place(config)
-    (program,) = runner.compile_programs([[config]], inputs)
-    return list(runner.train(config, program, inputs))
+    (program,) = compile_programs([[config]], inputs)
+    return list(loop.train(config, program, inputs))
 
 
 def network(benchmark, image_shape, num_classes):
@@ -69,24 +73,24 @@ def test_evaluations_within_tasks_are_those_of_a_plain_loop(results):
     config = tiny()
     check_config(config)
     _, inputs = place(config)
-    fns = train.make_train(config, inputs.form, "cpu")
-    shared = feeding.Shared(*map(jnp.asarray, inputs.shared))
-    stream = jax.tree.map(lambda x: jnp.asarray(x)[1], inputs.streams)
+    fns = train.make_functions(config, inputs.form, "cpu")
+    shared = inputs.shared
+    own = jax.tree.map(lambda x: x[1], inputs.own)
     show = feeding.make_show(config, inputs.form)
-    problem = train.make_problem(
+    problem = make_problem(
         config,
         inputs.form,
         network(config.benchmark, inputs.form.image_shape, 10).apply,
     )
     learner = replay.er(problem, config.hyper)
-    seed = jnp.int32(1)
-    state = fns.init(seed)
+    state = fns.init(shared, own)
 
     @jax.jit
     def observe(state, task, n):
-        places, mask = jax.tree.map(lambda x: x[n], show.epoch(stream, seed, task, 0))
-        key = jax.random.fold_in(feeding.task_key(seed, task), n)
-        rows, key = show.rows(shared, stream, key, places)
+        shown = show.epoch(shared._replace(task=task), own, 0)
+        places, mask = jax.tree.map(lambda x: x[n], shown)
+        key = jax.random.fold_in(feeding.task_key(own.seed, task), n)
+        rows, key = show.rows(shared, own, key, places)
         return learner.observe(key, state, rows, mask)[0]
 
     evaluate = jax.jit(fns.evaluate)
@@ -95,11 +99,14 @@ def test_evaluations_within_tasks_are_those_of_a_plain_loop(results):
         for n in range(7):
             state = observe(state, task, n)
             if n + 1 in ENDS:
-                expected, _ = evaluate(shared, stream, state.weights, np.ones(3, bool))
+                expected, _ = evaluate(
+                    shared._replace(wanted=np.ones(3, bool)),
+                    own._replace(state=state.weights),
+                )
                 found = results[task + 1].measures["anytime_accuracy"]
                 found = found[1, ENDS.index(n + 1)]
                 # Weights differ by float32 rounding, which may turn one of the rows.
-                one_row = 1 / stream.test_rows.shape[1]
+                one_row = 1 / own.stream.test_rows.shape[1]
                 np.testing.assert_allclose(
                     found[: task + 1], expected[: task + 1], atol=1.01 * one_row
                 )
@@ -126,15 +133,10 @@ def test_evaluations_within_tasks_change_no_result(results):
 def test_a_part_of_the_test_rows_has_rows_of_every_class():
     config = tiny(anytime_rows=10)
     data, inputs = place(config)
-    fns = train.make_train(config, inputs.form, "cpu")
-    found = fns.train_task(
-        inputs.shared,
-        jax.tree.map(lambda x: x[0], inputs.streams),
-        jnp.int32(0),
-        fns.init(jnp.int32(0)),
-        True,
-        0,
-    )[-1]
+    fns = train.make_functions(config, inputs.form, "cpu")
+    shared, own = inputs.shared, jax.tree.map(lambda x: x[0], inputs.own)
+    own = own._replace(state=fns.init(shared, own), is_alive=True)
+    found = fns.train_task(shared._replace(task=0), own).anytime
     step = data.test_rows.shape[2] // 10
     chosen = data.test_rows[0, 0, ::step]
     fractions = np.asarray(found[:, 0]) * len(chosen)
@@ -146,11 +148,11 @@ def test_a_part_of_the_test_rows_has_rows_of_every_class():
 def test_the_learner_is_told_of_no_task_and_predicts_among_all_classes():
     config = tiny()
     _, inputs = place(config)
-    problem = train.make_problem(config, inputs.form, None)
+    problem = make_problem(config, inputs.form, None)
     assert "task" not in problem.example
     rows, _ = feeding.make_show(config, inputs.form).rows(
         inputs.shared,
-        jax.tree.map(lambda x: x[0], inputs.streams),
+        jax.tree.map(lambda x: x[0], inputs.own),
         jax.random.key(0),
         {"task": jnp.zeros(2, int), "row": jnp.arange(2)},
     )
@@ -162,9 +164,9 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("online") / "er"
     config = tiny()
     _, inputs = place(config)
-    (program,) = runner.compile_programs([[config]], inputs)
-    watch = session.Watch(Console(quiet=True))
-    session.run_group([session.Part(config, folder)], program, inputs, watch)
+    (program,) = compile_programs([[config]], inputs)
+    watch = sessions.Watch(Console(quiet=True))
+    sessions.run_group([Part(config, folder)], program, inputs, watch)
     return folder
 
 

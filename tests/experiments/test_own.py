@@ -26,8 +26,9 @@ from experiments.methods import hyperparameters
 from experiments.support import styles
 from experiments.support.errors import UserError
 from experiments.training import batches as feeding
-from experiments.training import runner
+from experiments.training import loop
 from experiments.training.checkpoints import Checkpoint, Checkpoints
+from experiments.training.inputs import DataForm
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "registries")
 QUIET = Console(quiet=True)
@@ -220,7 +221,7 @@ def test_images_are_turned_for_convolutions_as_for_vectors():
     sizes = {"num_rows_available": 9, "num_tasks": 2, "rows_per_task": 3}
     pixel_map = benchmarks.STREAMS["rotations"](1, image_shape=shape, **sizes)
     pixel_map = jnp.asarray(pixel_map.pixel_map[1])
-    form = feeding.DataForm(shape, 2, 255)
+    form = DataForm(shape, 2, 255)
     scale = feeding.make_images(register(), form).scale
     flat = scale(jnp.asarray(images.reshape(3, -1)), pixel_map)
     whole = scale(jnp.asarray(images), pixel_map)
@@ -505,7 +506,7 @@ def test_mistakes_are_those_of_the_command_line(options, message, tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.parametrize("module", [own, hyperparameters, runner])
+@pytest.mark.parametrize("module", [own, hyperparameters, loop])
 def test_examples_in_docstrings_run(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed

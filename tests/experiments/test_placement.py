@@ -16,7 +16,9 @@ import pytest
 from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig
 from experiments.support.errors import UserError
-from experiments.training import placement, runner
+from experiments.training import placement
+from experiments.training.inputs import place
+from experiments.training.programs import compile_programs
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 3
@@ -129,9 +131,9 @@ def test_rows_are_shared_in_the_compiled_program(quick_compile):
     texts = []
     for per_seed in (1, 2):
         mesh = placement.make_mesh(2, per_seed)
-        inputs = runner.place(data, config.seeds, mesh)
-        (program,) = runner.compile_programs([[config]], inputs)
-        texts.append(program.train_task.as_text())
+        inputs = place(data, config.seeds, mesh)
+        (program,) = compile_programs([[config]], inputs)
+        texts.append(program.compiled.train_task.as_text())
     alone, shared = texts
     assert "all-reduce" in shared and "all-reduce" not in alone
 

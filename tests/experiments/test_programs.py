@@ -20,8 +20,8 @@ from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig
 from experiments.methods import lookahead
 from experiments.networks import Network, convolve_by_matmul
-from experiments.training.batches import DataForm
-from experiments.training.one_seed import make_problem
+from experiments.training.inputs import DataForm
+from experiments.training.problem import make_problem
 
 STORED = pathlib.Path(__file__).with_name("programs.json")
 PROGRAMS = {

@@ -16,8 +16,11 @@ from rich.console import Console
 
 from experiments import methods, run_folder
 from experiments.config import benchmarks, presets
-from experiments.config.run_config import RunConfig
-from experiments.training import placement, runner, session
+from experiments.config.run_config import RunConfig, config_record
+from experiments.training import placement, sessions
+from experiments.training.inputs import place
+from experiments.training.programs import compile_programs
+from experiments.training.storing import Part
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)
@@ -45,22 +48,22 @@ def make_config(method, anytime_every=None, **options):
 
 def make_inputs(config, num_devices=2):
     data = benchmarks.load(config.benchmark, config.seeds)
-    return runner.place(data, config.seeds, placement.make_mesh(num_devices))
+    return place(data, config.seeds, placement.make_mesh(num_devices))
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def case(request):
     config = make_config(request.param, **CONFIGS[request.param])
     inputs = make_inputs(config)
-    (program,) = runner.compile_programs([[config]], inputs)
+    (program,) = compile_programs([[config]], inputs)
     return config, program, inputs
 
 
 def run(case, folder, text=None):
     config, program, inputs = case
     console = Console(file=text or io.StringIO(), width=200)
-    parts = [session.Part(config, folder)]
-    return session.run_group(parts, program, inputs, session.Watch(console, 0))
+    parts = [Part(config, folder)]
+    return sessions.run_group(parts, program, inputs, sessions.Watch(console, 0))
 
 
 def interrupt(case, folder, num_tasks, monkeypatch):
@@ -96,7 +99,7 @@ def test_a_run_interrupted_twice_ends_bit_for_bit_the_same(case, tmp_path, monke
     run(case, tmp_path / "whole")
     for num_tasks in (1, 3):  # before any checkpoint, and after two
         interrupt(case, tmp_path / "parts", num_tasks, monkeypatch)
-    record = session.config_record(case[0])
+    record = config_record(case[0])
     interrupted = run_folder.Progress.INTERRUPTED
     assert run_folder.progress(tmp_path / "parts", record) == interrupted
     text = io.StringIO()
@@ -115,7 +118,7 @@ def test_a_run_interrupted_twice_ends_bit_for_bit_the_same(case, tmp_path, monke
 def er():
     config = make_config("er")
     inputs = make_inputs(config)
-    (program,) = runner.compile_programs([[config]], inputs)
+    (program,) = compile_programs([[config]], inputs)
     return config, program, inputs
 
 
@@ -145,7 +148,7 @@ def test_the_number_of_devices_may_change(er, tmp_path, monkeypatch):
     interrupt(er, tmp_path / "parts", 3, monkeypatch)
     config = er[0]
     inputs = make_inputs(config, num_devices=1)
-    (program,) = runner.compile_programs([[config]], inputs)
+    (program,) = compile_programs([[config]], inputs)
     run((config, program, inputs), tmp_path / "parts")
     # One device runs the same program for a seed, if XLA is so kind; allow a row.
     rows = config.benchmark.rows_per_task
@@ -161,7 +164,7 @@ def test_another_configuration_is_refused_by_the_field(er, tmp_path, monkeypatch
     )
     problem = "alignment False instead of True, capacity 100 instead of 7"
     with pytest.raises(run_folder.RunFolderError, match=problem):
-        run_folder.progress(tmp_path, session.config_record(other))
+        run_folder.progress(tmp_path, config_record(other))
 
 
 def test_a_half_written_line_and_files_not_yet_there_are_no_obstacle(

@@ -19,10 +19,10 @@ from experiments.config.run_config import (
 from experiments.data.streams import apply_pixel_map
 from experiments.networks import Network
 from experiments.support.errors import UserError
-from experiments.training import batches as feeding
-from experiments.training import evaluation as measures
+from experiments.training import loop, placement, probes
 from experiments.training import one_seed as train
-from experiments.training import placement, runner
+from experiments.training.inputs import DataForm, place
+from experiments.training.programs import compile_programs
 
 SEEDS = (0, 1, 2)
 
@@ -41,10 +41,10 @@ def tiny(method="lamaml", seeds=SEEDS, **overrides):
 
 def run(config, num_devices=1, platform="cpu"):
     data = benchmarks.load(config.benchmark, config.seeds)
-    inputs = runner.place(data, config.seeds, placement.make_mesh(num_devices))
+    inputs = place(data, config.seeds, placement.make_mesh(num_devices))
     inputs = inputs._replace(platform=platform)
-    (program,) = runner.compile_programs([[config]], inputs)
-    return list(runner.train(config, program, inputs))
+    (program,) = compile_programs([[config]], inputs)
+    return list(loop.train(config, program, inputs))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_learning_is_visible_in_the_accuracies(results):
 def test_accuracy_equals_a_plain_evaluation(results):
     config = tiny()
     data = benchmarks.load(config.benchmark, config.seeds)
-    fns = train.make_train(config, feeding.DataForm((64,), 10, 16), "cpu")
+    fns = train.make_functions(config, DataForm((64,), 10, 16), "cpu")
     weights = fns.init_weights(jnp.int32(1))
     images = apply_pixel_map(data.test_images, data.pixel_maps[1, 2]) / 16.0
     logits = Network((32,), 10).apply(weights, jnp.asarray(images, jnp.float32))
@@ -85,21 +85,20 @@ def test_accuracy_equals_a_plain_evaluation(results):
 def test_training_equals_a_plain_loop_over_batches(results):
     config = tiny()
     data = benchmarks.load(config.benchmark, config.seeds)
-    fns = train.make_train(config, feeding.DataForm((64,), 10, 16), "cpu")
-    shared = feeding.Shared(
-        *(jnp.asarray(getattr(data, name)) for name in feeding.Shared._fields)
-    )
-    stream = feeding.StreamArrays(
-        *(jnp.asarray(getattr(data, name)[2]) for name in feeding.StreamArrays._fields)
-    )
-    state = fns.init(jnp.int32(2))
+    fns = train.make_functions(config, DataForm((64,), 10, 16), "cpu")
+    shared, own = place(data, config.seeds, placement.make_mesh(1))[-2:]
+    own = jax.tree.map(lambda x: x[2], own)._replace(is_alive=True)
+    state = fns.init(shared, own)
     train_task, evaluate = jax.jit(fns.train_task), jax.jit(fns.evaluate)
     for task in range(3):
         state, _, bad, anytime = train_task(
-            shared, stream, jnp.int32(2), state, True, task
+            shared._replace(task=task), own._replace(state=state)
         )
         assert bad == -1 and anytime is None
-        accuracy, _ = evaluate(shared, stream, state.weights, jnp.ones(3, bool))
+        accuracy, _ = evaluate(
+            shared._replace(wanted=jnp.ones(3, bool)),
+            own._replace(state=state.weights),
+        )
         np.testing.assert_array_equal(accuracy, results[task + 1].accuracy[2])
 
 
@@ -132,16 +131,15 @@ def test_partial_batches_are_learnt(results):
 def test_a_diverged_seed_is_marked_and_leaves_the_others_alone(results):
     config = tiny(method="online", learning_rate=0.1)
     data = benchmarks.load(config.benchmark, config.seeds)
-    inputs = runner.place(data, config.seeds, placement.make_mesh(1))
-    (program,) = runner.compile_programs([[config]], inputs)
-    clean = list(runner.train(config, program, inputs))
+    inputs = place(data, config.seeds, placement.make_mesh(1))
+    (program,) = compile_programs([[config]], inputs)
+    clean = list(loop.train(config, program, inputs))
 
-    def poisoned():
-        state = program.init()
-        weights = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.weights)
-        return state._replace(weights=weights)
-
-    spoilt = list(runner.train(config, program._replace(init=poisoned), inputs))
+    state = program.init()
+    weights = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.weights)
+    state = jax.device_get(state._replace(weights=weights))
+    poisoned = loop.Start(state, -1, np.ones(3, bool))
+    spoilt = list(loop.train(config, program, inputs, poisoned))
     assert [list(r.finite) for r in spoilt] == [[True, False, True]] * 4
     assert np.isnan(accuracies(spoilt)[1]).all()
     np.testing.assert_array_equal(accuracies(spoilt)[[0, 2]], accuracies(clean)[[0, 2]])
@@ -156,9 +154,9 @@ def test_a_seed_that_diverges_stands_still_and_is_located(quick_compile):
 
     def weights_of(group, **options):
         seeds = config.seeds * len(group)
-        inputs = runner.place(data, seeds, placement.make_mesh(1))
-        (program,) = runner.compile_programs([group], inputs)
-        for result in runner.train(config, program, inputs, **options):
+        inputs = place(data, seeds, placement.make_mesh(1))
+        (program,) = compile_programs([group], inputs)
+        for result in loop.train(config, program, inputs, **options):
             yield result, jax.device_get(result.state.weights)
 
     alone = list(weights_of([config]))
@@ -188,7 +186,7 @@ def test_the_first_batch_that_is_not_finite_is_told():
 
 def test_eval_every_leaves_only_the_neighbouring_tasks_between():
     benchmark = dataclasses.replace(tiny().benchmark, num_tasks=6, eval_every=3)
-    wanted = [list(runner.wanted_tasks(benchmark, task)) for task in range(-1, 6)]
+    wanted = [list(loop.wanted_tasks(benchmark, task)) for task in range(-1, 6)]
     full = [True] * 6
     assert wanted[0] == full  # before training
     assert wanted[1] == [True, True, False, False, False, False]
@@ -200,8 +198,8 @@ def test_eval_every_leaves_only_the_neighbouring_tasks_between():
 
 def test_running_retained_accuracy_needs_every_task_so_far():
     rows = [np.array([[0.8, np.nan, np.nan]]), np.array([[np.nan, 0.6, 0.1]])]
-    assert runner.running_retained_accuracy(rows[0], 0)[0] == pytest.approx(0.8)
-    assert np.isnan(runner.running_retained_accuracy(rows[1], 1)[0])
+    assert loop.running_retained_accuracy(rows[0], 0)[0] == pytest.approx(0.8)
+    assert np.isnan(loop.running_retained_accuracy(rows[1], 1)[0])
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +231,7 @@ def test_parts_divide_a_task():
 def config_parts(rows_per_task, glances):
     config = tiny(glances=glances)
     benchmark = dataclasses.replace(config.benchmark, rows_per_task=rows_per_task)
-    return measures.batches_per_part(dataclasses.replace(config, benchmark=benchmark))
+    return probes.batches_per_part(dataclasses.replace(config, benchmark=benchmark))
 
 
 def test_alignment_is_known_for_pairs_of_learnt_tasks(measured):

@@ -15,8 +15,10 @@ from experiments.data.source import Source
 from experiments.networks import Network, head_mask
 from experiments.support.errors import UserError
 from experiments.training import batches as feeding
+from experiments.training import loop, placement
 from experiments.training import one_seed as train
-from experiments.training import placement, runner
+from experiments.training.inputs import DataForm, place
+from experiments.training.programs import compile_programs
 
 NUM_CLASSES, PER_CLASS = 6, 20
 
@@ -140,9 +142,9 @@ def tiny(method="lamaml", setting="aware", passes="single", **overrides):
 
 def results(config):
     data = benchmarks.draw(config.benchmark, source(), config.seeds)
-    inputs = runner.place(data, config.seeds, placement.make_mesh(1))
-    (program,) = runner.compile_programs([[config]], inputs)
-    return list(runner.train(config, program, inputs))
+    inputs = place(data, config.seeds, placement.make_mesh(1))
+    (program,) = compile_programs([[config]], inputs)
+    return list(loop.train(config, program, inputs))
 
 
 def accuracies(config):
@@ -179,18 +181,13 @@ def test_agnostic_accuracy_is_over_all_classes():
 
 def test_multiple_passes_offer_rows_once_and_change_the_result():
     config = tiny("er", passes="multi", epochs=3)
-    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255), "cpu")
+    fns = train.make_functions(config, DataForm((8, 8, 3), 6, 255), "cpu")
     data = benchmarks.draw(config.benchmark, source(), (0,))
-    shared = feeding.Shared(
-        *(jnp.asarray(getattr(data, n)) for n in feeding.Shared._fields)
-    )
-    stream = feeding.StreamArrays(
-        *(jnp.asarray(getattr(data, n)[0]) for n in feeding.StreamArrays._fields)
-    )
-    train_task = jax.jit(fns.train_task)
-    start = fns.init(jnp.int32(0))
-    state, *_ = train_task(shared, stream, jnp.int32(0), start, True, 0)
-    assert state.reservoir.num_seen == 34
+    shared, own = place(data, (0,), placement.make_mesh(1))[-2:]
+    own = jax.tree.map(lambda x: x[0], own)
+    own = own._replace(state=fns.init(shared, own), is_alive=True)
+    trained = jax.jit(fns.train_task)(shared._replace(task=0), own)
+    assert trained.state.reservoir.num_seen == 34
 
 
 def test_mixed_rows_cover_every_row_once_in_an_epoch():
@@ -211,7 +208,7 @@ def test_evaluation_is_that_of_a_plain_loop():
     config = tiny("online")
     benchmark = config.benchmark
     data = benchmarks.draw(benchmark, source(), (0, 1))
-    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255), "cpu")
+    fns = train.make_functions(config, DataForm((8, 8, 3), 6, 255), "cpu")
     weights = fns.init_weights(jnp.int32(1))
     images = (data.test_images / 255.0 - np.asarray(benchmark.mean)) / benchmark.std
     model = Network((16,), 6, (8,))
@@ -236,7 +233,7 @@ def test_head_mask_marks_the_last_dense_layer():
 
 def test_oml_adapts_the_last_layer_only():
     config = tiny("oml")
-    fns = train.make_train(config, feeding.DataForm((8, 8, 3), 6, 255), "cpu")
+    fns = train.make_functions(config, DataForm((8, 8, 3), 6, 255), "cpu")
     weights = fns.init_weights(jnp.int32(0))
     support = {
         "image": jnp.ones((2, 4, 8, 8, 3)),

@@ -16,7 +16,10 @@ from experiments.data import sources
 from experiments.methods.hyperparameters import RATES, rates_of
 from experiments.report.leaderboard import leaderboard
 from experiments.support.errors import UserError
-from experiments.training import placement, runner, session, sweep
+from experiments.training import loop, placement, sessions, sweep
+from experiments.training.inputs import place
+from experiments.training.programs import compile_programs, make_method
+from experiments.training.storing import Part
 
 GRID = {"grid": {"capacity": [10, 20]}}
 SIZES = {"num_tasks": 2, "rows_per_task": 20, "seeds": 2}
@@ -42,7 +45,7 @@ def test_every_method_takes_the_part_of_the_grid_that_it_has():
 def test_points_that_differ_in_rates_only_make_one_group():
     grid = {"step_size_init": [0.1, 0.2, 0.3], "capacity": [10, 20]}
     parts = [
-        session.Part(config, point.folder)
+        Part(config, point.folder)
         for point in sweep.plan({"method": "lamaml", "grid": grid})
         for config in request.configs(point.asked)
     ]
@@ -113,7 +116,7 @@ def test_validation_of_a_split_shows_as_many_rows_as_the_test():
 
 def make_inputs(benchmark, seeds, num_devices=1):
     data = benchmarks.load(benchmark, placement_seeds(seeds))
-    return runner.place(data, seeds, placement.make_mesh(num_devices))
+    return place(data, seeds, placement.make_mesh(num_devices))
 
 
 def placement_seeds(seeds):
@@ -151,13 +154,12 @@ def make_group(method, benchmark):
 def test_programs_depend_on_every_rate(method):
     benchmark = small_benchmark()
     group = make_group(method, benchmark)
-    functions = runner.functions(group, make_inputs(benchmark, (3, 1, 3, 1)))
+    made = make_method(group, make_inputs(benchmark, (3, 1, 3, 1)))
     used = set()
-    for name in ("init", "train"):
-        fn, arguments = functions.jitted[name]
-        text = fn.lower(*arguments).as_text(debug_info=True)  # without what is unused
-        used |= {rate for rate in functions.rates if f"args[0]['{rate}']" in text}
-    assert used == set(functions.rates)
+    for each in (made.functions.init, made.functions.train_task):
+        text = each.trace().lower().as_text(debug_info=True)  # without what is unused
+        used |= {rate for rate in made.own.rates if f"own.rates['{rate}']" in text}
+    assert used == set(made.own.rates)
 
 
 def test_other_rates_are_the_same_program():
@@ -165,8 +167,8 @@ def test_other_rates_are_the_same_program():
     inputs = make_inputs(benchmark, (3, 1))
     texts = set()
     for config in make_group("lamaml", benchmark):
-        fn, arguments = runner.functions([config], inputs).jitted["train"]
-        texts.add(fn.lower(*arguments).as_text())
+        train = make_method([config], inputs).functions.train_task
+        texts.add(train.trace().lower().as_text())
     assert len(texts) == 1
 
 
@@ -175,13 +177,13 @@ def test_a_group_trains_as_its_runs_do_alone(quick_compile):
     benchmark = small_benchmark()
     group = make_group("lamaml", benchmark)
     inputs = make_inputs(benchmark, (3, 1, 3, 1))
-    (program,) = runner.compile_programs([group], inputs)
-    together = list(runner.train(group[0], program, inputs))
+    (program,) = compile_programs([group], inputs)
+    together = list(loop.train(group[0], program, inputs))
     state = jax.device_get(together[-1].state)
     inputs = make_inputs(benchmark, (3, 1))
     for n, config in enumerate(group):
-        (program,) = runner.compile_programs([[config]], inputs)
-        *_, last = runner.train(config, program, inputs)
+        (program,) = compile_programs([[config]], inputs)
+        *_, last = loop.train(config, program, inputs)
         alone = jax.device_get(last.state)
         jax.tree.map(
             lambda a, b, n=n: np.testing.assert_array_equal(a[2 * n : 2 * n + 2], b),
@@ -198,7 +200,7 @@ def test_a_group_trains_as_its_runs_do_alone(quick_compile):
 def run(parts, console):
     source = sources.load_source("digits")
     mesh = placement.make_mesh(1)
-    return session.run_groups([parts], source, mesh, session.Watch(console, 0))
+    return sessions.run_groups([parts], source, mesh, sessions.Watch(console, 0))
 
 
 def quiet():
@@ -212,7 +214,7 @@ def test_an_interrupted_group_goes_on(tmp_path, monkeypatch, quick_compile):
 
     def parts_in(folder):
         return [
-            session.Part(config, folder / point.folder)
+            Part(config, folder / point.folder)
             for point in points
             for config in request.configs(point.asked)
         ]

@@ -1,0 +1,79 @@
+"""A benchmark as a method sees it, and its network."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import lamaml_jax as lm
+from experiments import networks
+from experiments.config.run_config import RunConfig
+from experiments.methods.problem import Problem
+from experiments.training.inputs import DataForm
+
+
+def make_problem(
+    config: RunConfig, form: DataForm, apply_fn: Callable[..., jax.Array] | None = None
+) -> Problem:
+    """Describes a benchmark to a method.
+
+    Args:
+        config: what to run.
+        form: sizes of the data.
+        apply_fn: ``(weights, images [B, ...]) -> logits [B, Y]``; None for a problem of
+            which only the sizes are read.
+    """
+    benchmark = config.benchmark
+    classes_per_task = benchmark.classes_per_task
+    example = {
+        "image": jax.ShapeDtypeStruct(form.image_shape, jnp.float32),
+        "label": jax.ShapeDtypeStruct((), jnp.int32),
+    }
+    if config.setting == "aware":
+        example["task"] = jax.ShapeDtypeStruct((), jnp.int32)
+
+    def loss_fn(weights: Any, batch: Any) -> jax.Array:
+        assert apply_fn is not None
+        logits = apply_fn(weights, batch["image"])
+        if classes_per_task is not None and config.setting == "aware":
+            return lm.losses.multi_head_cross_entropy(
+                logits, batch["label"], batch["task"], classes_per_task
+            )
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+    return Problem(
+        cast(Any, loss_fn),
+        example,
+        apply_fn,
+        num_tasks=benchmark.num_tasks,
+        rows_per_task=benchmark.rows_per_task,
+        num_classes=form.num_classes,
+        classes_per_task=classes_per_task,
+        head_fn=networks.head_fn_of(benchmark.network),
+    )
+
+
+def build_network(config: RunConfig, form: DataForm, platform: str) -> networks.Pair:
+    """Builds the benchmark's network.
+
+    Args:
+        config: what to run.
+        form: sizes of the data.
+        platform: what it is compiled for, such as ``"cpu"``.
+
+    Raises:
+        UserError: it is no network.
+    """
+    benchmark = config.benchmark
+    network = networks.NetworkForm(
+        form.image_shape,
+        form.num_classes,
+        benchmark.hidden,
+        benchmark.channels,
+        config.hyper.initializer,
+        dtype=None if config.precision == "float32" else config.precision,
+        convolve=networks.convolution_for(platform),
+    )
+    return networks.build(benchmark.network, network)
