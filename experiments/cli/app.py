@@ -415,6 +415,9 @@ def run(
     classes_per_task: Annotated[
         int | None, _hyper("Classes per task, where tasks have their own.")
     ] = None,
+    blur: Annotated[
+        float | None, _hyper("Share of each task's rows shown in other tasks' time.")
+    ] = None,
     eval_every: Annotated[
         int | None, _hyper("Evaluate on all tasks after every this many.")
     ] = None,
@@ -468,6 +471,7 @@ def run(
             "num_tasks": num_tasks,
             "rows_per_task": rows_per_task,
             "classes_per_task": classes_per_task,
+            "blur": blur,
             "eval_every": eval_every,
             "batch_size": batch_size,
             "glances": glances,

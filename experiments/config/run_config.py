@@ -175,6 +175,13 @@ def check_config(config: RunConfig) -> None:
             "anytime_every: not with --probes or several epochs, which evaluate or "
             "pass within a task in a way of their own"
         )
+    if not 0 <= benchmark.blur < 1:
+        raise UserError(f"blur: expected a share in [0, 1), received {benchmark.blur}")
+    if benchmark.blur and (config.setting == "aware" or config.alignment):
+        raise UserError(
+            "blur: tasks that show each other's rows have no ids; not with --setting "
+            "aware or --alignment"
+        )
     for name in _RATES:
         rate = getattr(hyper, name)
         if rate is not None and not 0 <= rate < math.inf:

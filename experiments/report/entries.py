@@ -177,9 +177,10 @@ def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
 
 def protocol(config: dict[str, Any]) -> str:
     """Names what is compared: the benchmark, with what is unusual of its protocol."""
-    setting = "agnostic" if config["is_online"] else "aware"
+    setting = "agnostic" if config["is_online"] or config["blur"] else "aware"
     usual = (("passes", "single"), ("setting", setting), ("evaluate_on", "test"))
     other = [config[key] for key, value in usual if config[key] != value]
+    other += [f"blur-{config['blur']:g}"] if config["blur"] else []
     return "-".join([config["benchmark"], *other])
 
 

@@ -49,4 +49,5 @@ DEFAULTS = {
     "is_online": False,
     "anytime_every": None,
     "anytime_rows": None,
+    "blur": 0.0,
 }

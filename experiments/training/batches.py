@@ -100,9 +100,12 @@ def make_show(config: RunConfig, form: DataForm) -> Show:
         shared: Shared, own: Own, epoch: int | jax.Array
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         tasks, places = positions(config, own.seed, shared.task, epoch)
+        shown = {"task": tasks, "row": own.stream.rows[tasks, places]}
+        if own.stream.owners.size:
+            shown["task"] = own.stream.owners[tasks, places]
         batches = jax.tree.map(
             lambda x: jnp.pad(x, (0, padding), mode="edge").reshape(-1, batch_size),
-            {"task": tasks, "row": own.stream.rows[tasks, places]},
+            shown,
         )
         mask = jnp.arange(num_rows + padding) < num_rows
         return batches, mask.reshape(-1, batch_size)
@@ -112,7 +115,7 @@ def make_show(config: RunConfig, form: DataForm) -> Show:
     ) -> tuple[lm.Batch, lm.Key]:
         tasks, stream = places["task"], own.stream
         images = shared.train_images[places["row"]]
-        if mixes:
+        if mixes or stream.owners.size:
             images = jax.vmap(lambda image, m: images_of.scale(image[None], m)[0])(
                 images, stream.pixel_maps[tasks]
             )

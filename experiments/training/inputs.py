@@ -49,6 +49,7 @@ class StreamArrays(NamedTuple):
     pixel_maps: jax.Array
     label_maps: jax.Array
     test_rows: jax.Array
+    owners: jax.Array
 
 
 class Own(NamedTuple):

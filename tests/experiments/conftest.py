@@ -13,7 +13,7 @@ def registries():
     from experiments.support import registry, styles
 
     known = [
-        *(benchmarks.BENCHMARKS, benchmarks._OWN_STREAMS, sources._OWN),
+        *(benchmarks.BENCHMARKS, benchmarks.OWN_STREAMS, sources._OWN),
         *(methods.METHODS, hyperparameters._OWN, networks.NETWORKS),
         *(registry._OWN, styles.NAMES, styles.STYLES),
     ]

@@ -1,0 +1,68 @@
+"""What a benchmark says: source, stream, network and protocol."""
+
+import dataclasses
+
+from experiments.networks import PUBLISHED
+
+SPLIT = "split"
+"""The stream whose tasks have classes of their own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """One benchmark; another data set of the same shape is one entry below."""
+
+    name: str
+    source: str
+    """Name of the data set, as in ``experiments data list``."""
+    stream: str
+    """How tasks are made of it: a key of ``drawing.STREAMS``, ``SPLIT``, or a person's
+    own."""
+    num_tasks: int
+    """T; a split of a data set with fewer classes has as many as those make."""
+    rows_per_task: int
+    """Training rows shown per task, each once in a pass."""
+    classes_per_task: int | None = None
+    """Classes of one task alone (split streams), or None."""
+    channels: tuple[int, ...] = ()
+    """Channels of the network's convolutions, if any."""
+    hidden: tuple[int, ...] = (100, 100)
+    """Widths of the network's hidden dense layers."""
+    augment: tuple[str, ...] = ()
+    """What is done to a training row when it is shown, names of ``augment.STEPS``."""
+    mean: tuple[float, ...] = ()
+    """Channel means that are subtracted after scaling to [0, 1]; none if empty."""
+    std: tuple[float, ...] = ()
+    """Channel standard deviations that are divided by."""
+    eval_every: int = 1
+    """Accuracy on all tasks is taken after every this many tasks and after the last.
+
+    In between, only the task just learnt and the next one are evaluated, which is all
+    that LA, BTI and forward transfer need.
+    """
+    description: str = ""
+    network: str = PUBLISHED
+    """Name of the network, in ``networks.NETWORKS``; a person's own passes over
+    ``channels`` and ``hidden``."""
+    is_online: bool = False
+    """Whether it is class-incremental online learning: one pass, one head over all
+    classes, and no task id reaches the learner."""
+    anytime_every: int | None = None
+    """Batches between two evaluations within a task on all tasks seen, which are part
+    of the compiled program; None: there are none."""
+    anytime_rows: int | None = None
+    """Test rows of each task that those evaluations take, evenly spread over its
+    classes; None: all."""
+    blur: float = 0.0
+    """Share of each task's rows that are shown in the time of the other tasks, in [0,
+    1), see ``data.blurring``; 0: tasks have boundaries. Such tasks have no ids."""
+
+    @property
+    def usual_setting(self) -> str:
+        """The setting of a run that was told of none."""
+        return "agnostic" if self.is_online or self.blur else "aware"
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the network is given rows as vectors [B, D]."""
+        return self.network == PUBLISHED and not self.channels
