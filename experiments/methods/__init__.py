@@ -49,6 +49,10 @@ class Method(NamedTuple):
     ``presets`` has it, by benchmark."""
     needs_one_head: bool = False
     """It is about the outputs of all classes, not about heads masked by task."""
+    takes_rows_alone: bool = False
+    """It asks for gradients or outputs of single rows, which BatchNorm mixes."""
+    needs_classes: bool = False
+    """What is learnt are classes, not real numbers."""
 
 
 METHODS: dict[str, Method] = {
@@ -59,7 +63,9 @@ METHODS: dict[str, Method] = {
     "vrmcl": Method(lookahead.vrmcl, lookahead.vrmcl_cost),
     "oml": Method(lookahead.oml, lookahead.cost),
     "er": Method(replay.er, replay.cost),
-    "er_ace": Method(replay.er_ace, replay.cost, needs_one_head=True),
+    "er_ace": Method(
+        replay.er_ace, replay.cost, needs_one_head=True, needs_classes=True
+    ),
     "derpp": Method(derpp.derpp, derpp.cost),
     "mer": Method(mer.mer, mer.cost),
     "gem": Method(episodic.gem, episodic.cost, needs_tasks=True),
@@ -70,8 +76,10 @@ METHODS: dict[str, Method] = {
         needs_tasks=True,
         needs_own_classes=True,
         make_scores=icarl.icarl_scores,
+        takes_rows_alone=True,
+        needs_classes=True,
     ),
-    "ewc": Method(ewc.ewc, ewc.cost, needs_tasks=True),
+    "ewc": Method(ewc.ewc, ewc.cost, needs_tasks=True, takes_rows_alone=True),
     "metabgd": Method(metabgd.metabgd, metabgd.cost),
     "online": Method(replay.online, replay.cost),
     "iid": Method(replay.iid, replay.cost, mixes_tasks=True),
@@ -201,4 +209,23 @@ def check_setting(name: str, *, task_aware: bool, own_classes: bool) -> None:
         raise UserError(
             f"method {name!r} needs tasks with classes of their own; here all tasks "
             "share the same classes"
+        )
+
+
+def check_network(name: str, *, has_averages: bool) -> None:
+    """Checks that a method can train a network.
+
+    Args:
+        name: key of ``METHODS``.
+        has_averages: whether it has running averages, such as BatchNorm's.
+
+    Raises:
+        UserError: it cannot.
+    """
+    method = METHODS[name]
+    if has_averages and (method.takes_rows_alone or method.make_scores is not None):
+        raise UserError(
+            f"method {name!r} takes rows one by one or predicts in a way of its own, "
+            "and the network normalises rows by those beside them (BatchNorm); choose "
+            "another network, such as one with GroupNorm, or another method"
         )
