@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from experiments.data.targets import ACCURACY, CROSS_ENTROPY
 from experiments.networks import PUBLISHED
 
 SPLIT = "split"
@@ -53,6 +54,11 @@ class Benchmark:
     anytime_rows: int | None = None
     """Test rows of each task that those evaluations take, evenly spread over its
     classes; None: all."""
+    loss: str = CROSS_ENTROPY
+    """What training descends, a name of ``data.targets.LOSSES``."""
+    metric: str = ACCURACY
+    """What stands in accuracy's place, a name of ``data.targets.METRICS``; RA, BTI, LA
+    and all others are of it."""
     blur: float = 0.0
     """Share of each task's rows that are shown in the time of the other tasks, in [0,
     1), see ``data.blurring``; 0: tasks have boundaries. Such tasks have no ids."""

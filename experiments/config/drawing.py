@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.config.benchmark import SPLIT, Benchmark
-from experiments.data import own_streams, sources, streams
+from experiments.data import own_streams, sources, streams, targets
 from experiments.data.blurring import blurred
 from experiments.data.source import Source
 from experiments.support.errors import UserError
@@ -30,7 +30,7 @@ class BenchmarkData(NamedTuple):
     """uint8 (a person's own may be float32) [N, H, W, C], or [N, D] for the published
     network without convolutions."""
     train_labels: np.ndarray
-    """int32 [N]."""
+    """int32 [N], or float32 [N, Y]."""
     test_images: np.ndarray
     """uint8 [M, ...] like ``train_images``."""
     test_labels: np.ndarray
@@ -90,7 +90,10 @@ def draw(
     evaluate_on: str = "test",
 ) -> BenchmarkData:
     """Draws one stream per seed from a source at hand; otherwise as ``load``."""
-    if source.train_labels.min() < 0 or source.train_labels.max() >= source.num_classes:
+    targets.check_targets(benchmark.loss, source.has_classes)
+    if source.has_classes and not (
+        0 <= source.train_labels.min() <= source.train_labels.max() < source.num_classes
+    ):
         raise UserError(
             f"{benchmark.source}: labels must lie in [0, {source.num_classes}), found "
             f"{source.train_labels.min()} to {source.train_labels.max()}"
@@ -158,12 +161,16 @@ def with_tasks_of(benchmark: Benchmark, num_classes: int) -> Benchmark:
 def hold_out(source: Source) -> Source:
     """Puts a tenth of the training rows of every class in the place of the test rows.
 
+    Where targets are real numbers, a tenth of all.
     Which rows does not depend on any seed. A run on what is left sees no test row.
     """
-    counts = np.bincount(source.train_labels, minlength=source.num_classes)
+    labels, num_classes = source.train_labels, source.num_classes
+    if not source.has_classes:
+        labels, num_classes = np.zeros(len(labels), np.int32), 1
+    counts = np.bincount(labels, minlength=num_classes)
     generator = np.random.default_rng(_VALIDATION)
-    order = generator.permutation(len(source.train_labels))
-    by_class = order[np.argsort(source.train_labels[order], kind="stable")]
+    order = generator.permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
     starts = np.cumsum(counts) - counts
     rank = np.arange(len(order)) - np.repeat(starts, counts)
     is_held = rank < np.repeat(-(-counts // 10), counts)
@@ -191,6 +198,8 @@ def _draw_stream(
         "num_tasks": benchmark.num_tasks,
         "rows_per_task": benchmark.rows_per_task,
     }
+    if benchmark.classes_per_task is not None and not source.has_classes:
+        raise ValueError("classes_per_task: the targets are real numbers, not classes")
     if benchmark.stream == SPLIT:
         drawn = streams.split_stream(
             own,

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments import methods
 from experiments.config import benchmarks
+from experiments.data import targets
 from experiments.methods.hyperparameters import (
     GRAINS,
     MEMORIES,
@@ -175,6 +176,11 @@ def check_config(config: RunConfig) -> None:
             "anytime_every: not with --probes or several epochs, which evaluate or "
             "pass within a task in a way of their own"
         )
+    targets.check_names(benchmark.loss, benchmark.metric)
+    of_classes = targets.LOSSES[benchmark.loss].of_classes
+    methods.check_targets(config.method, of_classes=of_classes)
+    if hyper.memory == "balanced" and not of_classes:
+        raise UserError(f"memory: balanced over classes, and {benchmark.loss} has none")
     if not 0 <= benchmark.blur < 1:
         raise UserError(f"blur: expected a share in [0, 1), received {benchmark.blur}")
     if benchmark.blur and (config.setting == "aware" or config.alignment):

@@ -30,11 +30,13 @@ def from_arrays(
         train_images: [N, ...] images [H, W] or [H, W, C], feature vectors [D], or rows
             of any other shape, of numbers or bools. uint8 stays as it is until it is
             shown; everything else becomes float32.
-        train_labels: [N] integers from 0, or words, which are numbered in their order.
+        train_labels: [N] integers from 0, or words, which are numbered in their order;
+            or real targets, floats [N] or [N, Y], of a benchmark that names a ``loss``
+            and a ``metric`` of ``data.targets``.
         test_images: [M, ...] of the same shape.
-        test_labels: [M].
+        test_labels: [M], likewise.
         max_value: what is scaled to 1; 255 for uint8, else 1, if None.
-        num_classes: Y; one more than the largest label if None.
+        num_classes: Y; one more than the largest label if None. Targets tell theirs.
 
     Returns:
         The data set.
@@ -49,7 +51,9 @@ def from_arrays(
     (array([0, 1, 1, 0], dtype=int32), 2, dtype('float32'))
     """
     labels = _numbered(np.asarray(train_labels), np.asarray(test_labels))
-    if num_classes is None:
+    if labels[0].dtype == np.float32:
+        num_classes = labels[0].shape[1]
+    elif num_classes is None:
         num_classes = 1 + max(int(each.max(initial=-1)) for each in labels)
     images = [_stored(each) for each in (train_images, test_images)]
     if max_value is None:
@@ -181,12 +185,19 @@ def _stored(images: Any) -> np.ndarray:
 
 
 def _numbered(*labels: np.ndarray) -> list[np.ndarray]:
-    """Leaves integers as they are, and numbers words in their order."""
+    """Leaves numbers as they are, and numbers words in their order."""
+    if all(each.dtype.kind == "f" for each in labels):
+        return [
+            each.reshape(len(each), -1).astype(np.float32) if each.ndim else each
+            for each in labels
+        ]
     if all(each.dtype.kind in "iub" for each in labels):
         return [each.astype(np.int32) for each in labels]
     if not all(each.dtype.kind in "USO" for each in labels):
         kinds = ", ".join(str(each.dtype) for each in labels)
-        raise ValueError(f"labels: expected integers or words, received {kinds}")
+        raise ValueError(
+            f"labels: expected integers, words or floats, received {kinds}"
+        )
     words = np.unique(labels[0].astype(str))
     for each in labels[1:]:
         if unknown := set(each.astype(str)) - set(words):

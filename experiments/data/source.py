@@ -22,18 +22,51 @@ class Source(NamedTuple):
     """uint8 [N, H, W], or [N, H, W, 3] of colour images; a person's own uint8 or
     float32 [N, ...]."""
     train_labels: np.ndarray
-    """int32 [N]."""
+    """int32 [N] classes, or float32 [N, Y] real targets."""
     test_images: np.ndarray
     """uint8 [M, ...] like ``train_images``."""
     test_labels: np.ndarray
-    """int32 [M]."""
+    """The same of the M test rows."""
     num_classes: int
+    """Y, classes, or real numbers in a target."""
     max_value: float
     """Largest pixel value, which is scaled to 1."""
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether labels are classes, not real numbers."""
+        return self.train_labels.dtype.kind != "f"
 
 
 ARRAYS = Source._fields[:4]
 """Names of the arrays."""
+
+
+def _check_labels(source: Source, part: str) -> None:
+    """Checks what ``checked`` does of the labels of one part."""
+    labels = np.asarray(getattr(source, f"{part}_labels"))
+    if labels.dtype != source.train_labels.dtype:
+        raise ValueError(
+            f"train_labels, test_labels: expected both of one dtype, received "
+            f"{source.train_labels.dtype} and {labels.dtype}"
+        )
+    if labels.dtype == np.float32:
+        if labels.shape[1:] != (source.num_classes,) or not np.isfinite(labels).all():
+            raise ValueError(
+                f"{part}_labels: expected finite numbers [N, {source.num_classes}], "
+                f"received {list(labels.shape)}"
+            )
+        return
+    if labels.dtype != np.int32 or labels.ndim != 1:
+        raise ValueError(
+            f"{part}_labels: expected int32 [N] or float32 [N, Y], received "
+            f"{labels.dtype} {list(labels.shape)}"
+        )
+    if labels.min() < 0 or labels.max() >= source.num_classes:
+        raise ValueError(
+            f"{part}_labels: expected [0, {source.num_classes}), received "
+            f"{labels.min()} to {labels.max()}"
+        )
 
 
 def checked(source: Source) -> Source:
@@ -47,7 +80,7 @@ def checked(source: Source) -> Source:
     for part in ("train", "test"):
         images = np.asarray(getattr(source, f"{part}_images"))
         labels = np.asarray(getattr(source, f"{part}_labels"))
-        if images.ndim < 2 or not images.size or labels.shape != images.shape[:1]:
+        if images.ndim < 2 or not images.size or labels.shape[:1] != images.shape[:1]:
             raise ValueError(
                 f"{part}_images, {part}_labels: expected [N, ...] and [N], received "
                 f"{list(images.shape)} and {list(labels.shape)}"
@@ -59,13 +92,7 @@ def checked(source: Source) -> Source:
             )
         if images.dtype == np.float32 and not np.isfinite(images).all():
             raise ValueError(f"{part}_images: expected finite numbers")
-        if labels.dtype != np.int32:
-            raise ValueError(f"{part}_labels: expected int32, received {labels.dtype}")
-        if labels.min() < 0 or labels.max() >= source.num_classes:
-            raise ValueError(
-                f"{part}_labels: expected [0, {source.num_classes}), received "
-                f"{labels.min()} to {labels.max()}"
-            )
+        _check_labels(source, part)
     if source.train_images.shape[1:] != source.test_images.shape[1:]:
         raise ValueError(
             f"train_images, test_images: expected rows alike, received "

@@ -85,7 +85,7 @@ def averaged_er(problem: Any, hyper: Any) -> lm.Learner:
 
     def observe(key, state, batch, batch_mask=None, remember=True):
         if batch_mask is None:
-            batch_mask = jnp.ones(batch["label"].shape, bool)
+            batch_mask = jnp.ones(batch["label"].shape[0], bool)
         sample_key, add_key = jax.random.split(key)
         old, old_mask = reservoir.sample(sample_key, state.memory, hyper.replay_size)
         rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, old)

@@ -99,6 +99,7 @@ def register(
     needs_own_classes: bool = False,
     mixes_tasks: bool = False,
     make_scores: Callable[..., Callable[[Any, Any], Any]] | None = None,
+    needs_classes: bool = False,
 ) -> None:
     """Adds a person's own method to the command line, tables and figures.
 
@@ -117,6 +118,7 @@ def register(
         needs_own_classes: as ``Method.needs_own_classes``.
         mixes_tasks: as ``Method.mixes_tasks``.
         make_scores: as ``Method.make_scores``.
+        needs_classes: as ``Method.needs_classes``.
 
     Raises:
         UserError: a name is taken, or a hyper-parameter or colour that cannot be.
@@ -125,7 +127,14 @@ def register(
 
     told = with_own(name, hyper or {}, taken=field_names())
     method = Method(
-        make, cost, needs_tasks, needs_own_classes, mixes_tasks, make_scores, told
+        make,
+        cost,
+        needs_tasks,
+        needs_own_classes,
+        mixes_tasks,
+        make_scores,
+        told,
+        needs_classes=needs_classes,
     )
     registry.add(METHODS, "method", name, method)
     styles.register(name, label, color, marker, mixes_tasks)
@@ -228,4 +237,21 @@ def check_network(name: str, *, has_averages: bool) -> None:
             f"method {name!r} takes rows one by one or predicts in a way of its own, "
             "and the network normalises rows by those beside them (BatchNorm); choose "
             "another network, such as one with GroupNorm, or another method"
+        )
+
+
+def check_targets(name: str, *, of_classes: bool) -> None:
+    """Checks that a method can learn what a benchmark asks for.
+
+    Args:
+        name: key of ``METHODS``.
+        of_classes: whether what is learnt are classes, not real numbers.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if METHODS[name].needs_classes and not of_classes:
+        raise UserError(
+            f"method {name!r} needs classes, and the targets are real numbers; choose "
+            "another method"
         )

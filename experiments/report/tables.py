@@ -131,7 +131,13 @@ ANYTIME_NOTE = (
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What the columns mean that a table of these rows has."""
-    return [NOTE, ANYTIME_NOTE] if any(row.anytime for row in rows) else [NOTE]
+    told = [NOTE, ANYTIME_NOTE] if any(row.anytime for row in rows) else [NOTE]
+    others = {row.benchmark: row.run.config["metric"] for row in rows}
+    return told + [
+        f"All measures of {benchmark} are of {metric}, times 100, in accuracy's place."
+        for benchmark, metric in others.items()
+        if metric != "accuracy"
+    ]
 
 
 def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:

@@ -50,4 +50,6 @@ DEFAULTS = {
     "anytime_every": None,
     "anytime_rows": None,
     "blur": 0.0,
+    "loss": "cross_entropy",
+    "metric": "accuracy",
 }

@@ -48,6 +48,13 @@ def make_images(benchmark: benchmarks.Benchmark, form: DataForm) -> Images:
     return Images(scale, changes, normalise)
 
 
+def labels_of(own: Own, labels: jax.Array) -> jax.Array:
+    """Returns labels as a seed's stream numbers them; real targets as they are."""
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        return labels
+    return own.stream.label_maps[labels]
+
+
 def keys_of(seed: jax.Array) -> tuple[lm.Key, lm.Key, lm.Key]:
     """Keys of the initial weights, of the learner's start and of training."""
     init_key, learner_key, train_key = jax.random.split(jax.random.key(seed), 3)
@@ -124,7 +131,7 @@ def make_show(config: RunConfig, form: DataForm) -> Show:
         if images_of.augment is not None:
             augment_key, key = jax.random.split(key)
             images = images_of.augment(augment_key, images)
-        labels = stream.label_maps[shared.train_labels[places["row"]]]
+        labels = labels_of(own, shared.train_labels[places["row"]])
         batch = {"image": images_of.normalise(images), "label": labels}
         return batch | ({"task": tasks} if config.setting == "aware" else {}), key
 

@@ -5,11 +5,11 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 
 import lamaml_jax as lm
 from experiments import networks
 from experiments.config.run_config import RunConfig
+from experiments.data.targets import LOSSES
 from experiments.methods.problem import Problem
 from experiments.training.inputs import DataForm
 
@@ -27,9 +27,13 @@ def make_problem(
     """
     benchmark = config.benchmark
     classes_per_task = benchmark.classes_per_task
+    loss = LOSSES[benchmark.loss]
+    label = jax.ShapeDtypeStruct((), jnp.int32)
+    if not loss.of_classes:
+        label = jax.ShapeDtypeStruct((form.num_classes,), jnp.float32)
     example = {
         "image": jax.ShapeDtypeStruct(form.image_shape, jnp.float32),
-        "label": jax.ShapeDtypeStruct((), jnp.int32),
+        "label": label,
     }
     if config.setting == "aware":
         example["task"] = jax.ShapeDtypeStruct((), jnp.int32)
@@ -41,7 +45,7 @@ def make_problem(
             return lm.losses.multi_head_cross_entropy(
                 logits, batch["label"], batch["task"], classes_per_task
             )
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return loss.fn(logits, batch["label"])
 
     return Problem(
         cast(Any, loss_fn),

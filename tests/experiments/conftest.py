@@ -8,7 +8,7 @@ def registries():
     """Forgets afterwards what a test registers."""
     from experiments import methods, networks
     from experiments.config import benchmarks
-    from experiments.data import sources
+    from experiments.data import sources, targets
     from experiments.methods import hyperparameters
     from experiments.support import registry, styles
 
@@ -16,6 +16,7 @@ def registries():
         *(benchmarks.BENCHMARKS, benchmarks.OWN_STREAMS, sources._OWN),
         *(methods.METHODS, hyperparameters._OWN, networks.NETWORKS),
         *(registry._OWN, styles.NAMES, styles.STYLES),
+        *(targets.LOSSES, targets.METRICS),
     ]
     before = [dict(each) for each in known]
     mixed = set(styles.MIXED)
