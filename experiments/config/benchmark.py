@@ -54,6 +54,9 @@ class Benchmark:
     anytime_rows: int | None = None
     """Test rows of each task that those evaluations take, evenly spread over its
     classes; None: all."""
+    raw_memory: bool = False
+    """Whether learners are given rows as they are stored, so that a memory keeps them
+    so (uint8) and each replay augments them anew."""
     loss: str = CROSS_ENTROPY
     """What training descends, a name of ``data.targets.LOSSES``."""
     metric: str = ACCURACY

@@ -110,6 +110,19 @@ BENCHMARKS = {
             description="Online: MNIST's classes arrive by two, 1000 rows of each pair",
         ),
         Benchmark(
+            "fashion-mnist-online",
+            "fashion_mnist",
+            SPLIT,
+            num_tasks=5,
+            rows_per_task=1000,
+            classes_per_task=2,
+            is_online=True,
+            anytime_every=5,
+            description=(
+                "Online: Fashion-MNIST's classes arrive by two, 1000 rows of each pair"
+            ),
+        ),
+        Benchmark(
             "cifar100-online",
             "cifar100",
             SPLIT,
@@ -125,8 +138,31 @@ BENCHMARKS = {
             is_online=True,
             anytime_every=25,
             anytime_rows=100,
+            raw_memory=True,
             description=(
                 "Online: CIFAR-100's classes arrive by five, 2250 rows of each five; "
+                "reduced ResNet-18 with GroupNorm in BatchNorm's place"
+            ),
+        ),
+        Benchmark(
+            "tinyimagenet-online",
+            "tiny_imagenet",
+            SPLIT,
+            num_tasks=20,
+            rows_per_task=4500,
+            classes_per_task=10,
+            channels=(20, 40, 80, 160),
+            hidden=(),
+            augment=("crop", "flip"),
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            network=REDUCED_RESNET,
+            is_online=True,
+            anytime_every=50,
+            anytime_rows=100,
+            raw_memory=True,
+            description=(
+                "Online: Tiny ImageNet's classes arrive by ten, 4500 rows of each ten; "
                 "reduced ResNet-18 with GroupNorm in BatchNorm's place"
             ),
         ),

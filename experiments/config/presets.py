@@ -20,8 +20,8 @@ Sources, by method:
   commands (ICLR 2024), all alike: 32 incoming and 32 replayed rows, inner batches of 8
   in second order, one update per batch, initial step sizes 0.1, outer rate 0.25 (taken
   as that of the step sizes), momentum 0.15; where weights have a rate of their own it
-  is 0.1 too. All else is as on ``mnist-rotations`` and ``cifar100-split``. None was
-  tuned here.
+  is 0.1 too. All else is as on ``mnist-rotations`` and ``cifar100-split``.
+  Fashion-MNIST and Tiny ImageNet take what those two have. None was tuned here.
 - La-ER and VR-MCL on the MNIST streams take La-MAML's values, OML takes C-MAML's,
   Meta-BGD and IID those of CIFAR-100, ER-ACE everywhere those of ER. None was tuned.
 
@@ -358,8 +358,15 @@ OFFICIAL: dict[tuple[str, str], dict[str, Hyperparameters]] = {
         }.items()
     },
     ("fashion-mnist-split", "single"): _FASHION_SPLIT,
-    ("mnist-online", "single"): _MNIST_ONLINE,
-    ("cifar100-online", "single"): _CIFAR_ONLINE,
+    **{
+        (f"{prefix}-online", "single"): presets
+        for prefix, presets in {
+            "mnist": _MNIST_ONLINE,
+            "fashion-mnist": _MNIST_ONLINE,
+            "cifar100": _CIFAR_ONLINE,
+            "tinyimagenet": _CIFAR_ONLINE,
+        }.items()
+    },
     **{("cifar100-split", passes): _CIFAR[passes] for passes in PASSES},
     **{("tinyimagenet-split", passes): _TINY_IMAGENET[passes] for passes in PASSES},
 }

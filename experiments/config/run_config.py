@@ -179,6 +179,11 @@ def check_config(config: RunConfig) -> None:
     targets.check_names(benchmark.loss, benchmark.metric)
     of_classes = targets.LOSSES[benchmark.loss].of_classes
     methods.check_targets(config.method, of_classes=of_classes)
+    if benchmark.raw_memory and methods.METHODS[config.method].make_scores is not None:
+        raise UserError(
+            f"raw_memory: method {config.method!r} predicts with rows that it keeps as "
+            "they were shown; choose another, or raw_memory: false in a file"
+        )
     if hyper.memory == "balanced" and not of_classes:
         raise UserError(f"memory: balanced over classes, and {benchmark.loss} has none")
     if not 0 <= benchmark.blur < 1:

@@ -50,6 +50,7 @@ DEFAULTS = {
     "anytime_every": None,
     "anytime_rows": None,
     "blur": 0.0,
+    "raw_memory": False,
     "loss": "cross_entropy",
     "metric": "accuracy",
 }

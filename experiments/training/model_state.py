@@ -66,7 +66,10 @@ def _replayed(
 
 
 def carried(
-    learner: lm.Learner, running: Running, replay_size: int | None
+    learner: lm.Learner,
+    running: Running,
+    replay_size: int | None,
+    prepare: Callable[[jax.Array], jax.Array] | None = None,
 ) -> lm.Learner:
     """Makes a learner that carries a network's running averages.
 
@@ -75,6 +78,7 @@ def carried(
         running: of the network.
         replay_size: R, rows of its memory that the averages see beside each batch;
             None or no memory: none.
+        prepare: what makes inputs of images; None if they are.
 
     Returns:
         A learner whose states are ``Carried``; rows have ``image``.
@@ -101,6 +105,7 @@ def carried(
         draw_key = jax.random.fold_in(key, _KEY_OF_DRAW)
         old = _replayed(draw_key, after, images, replay_size) if replay_size else None
         seen = images if old is None else jnp.concatenate([old, images])
+        seen = seen if prepare is None else prepare(seen)
         return split(after, running.move(after.weights, state.averages, seen)), info
 
     def end_task(key: lm.Key, state: Carried) -> Carried:

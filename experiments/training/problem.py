@@ -15,7 +15,10 @@ from experiments.training.inputs import DataForm
 
 
 def make_problem(
-    config: RunConfig, form: DataForm, apply_fn: Callable[..., jax.Array] | None = None
+    config: RunConfig,
+    form: DataForm,
+    apply_fn: Callable[..., jax.Array] | None = None,
+    prepare: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Problem:
     """Describes a benchmark to a method.
 
@@ -24,6 +27,7 @@ def make_problem(
         form: sizes of the data.
         apply_fn: ``(weights, images [B, ...]) -> logits [B, Y]``; None for a problem of
             which only the sizes are read.
+        prepare: what is done to images before the network; None if it was done.
     """
     benchmark = config.benchmark
     classes_per_task = benchmark.classes_per_task
@@ -32,15 +36,20 @@ def make_problem(
     if not loss.of_classes:
         label = jax.ShapeDtypeStruct((form.num_classes,), jnp.float32)
     example = {
-        "image": jax.ShapeDtypeStruct(form.image_shape, jnp.float32),
+        "image": jax.ShapeDtypeStruct(
+            form.image_shape, form.dtype if benchmark.raw_memory else jnp.float32
+        ),
         "label": label,
     }
     if config.setting == "aware":
         example["task"] = jax.ShapeDtypeStruct((), jnp.int32)
 
-    def loss_fn(weights: Any, batch: Any) -> jax.Array:
+    def logits_fn(weights: lm.Params, images: jax.Array) -> jax.Array:
         assert apply_fn is not None
-        logits = apply_fn(weights, batch["image"])
+        return apply_fn(weights, images if prepare is None else prepare(images))
+
+    def loss_fn(weights: Any, batch: Any) -> jax.Array:
+        logits = logits_fn(weights, batch["image"])
         if classes_per_task is not None and config.setting == "aware":
             return lm.losses.multi_head_cross_entropy(
                 logits, batch["label"], batch["task"], classes_per_task
@@ -50,7 +59,7 @@ def make_problem(
     return Problem(
         cast(Any, loss_fn),
         example,
-        apply_fn,
+        None if apply_fn is None else logits_fn,
         num_tasks=benchmark.num_tasks,
         rows_per_task=benchmark.rows_per_task,
         num_classes=form.num_classes,
