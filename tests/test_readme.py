@@ -156,7 +156,10 @@ def test_headline_rows_are_those_of_the_committed_report():
         for row in rows:
             for name, cell in zip(heading[1:], row[1:], strict=True):
                 cells[row[0], name] = cell
-    columns = ["mnist-rotations", "mnist-permutations", "mnist-many", "cifar100-split"]
+    columns = [
+        *("MNIST Rotations", "MNIST Permutations", "MNIST Many Permutations"),
+        "Split CIFAR-100",
+    ]
     (_, _, *rows), *_ = tables(section(FRONT, "Results"))
     assert len(rows) == 6
     for method, *shown in rows:

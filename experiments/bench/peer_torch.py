@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from experiments.methods.hyperparameters import Hyperparameters
+from experiments.schema.hyperparameters import Hyperparameters
 
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(weights [P] or [K, P], images, labels) -> gradient``, of the mean loss."""

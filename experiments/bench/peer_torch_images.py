@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from experiments.bench.peer_torch import Update, clipped
-from experiments.methods.hyperparameters import Hyperparameters
+from experiments.schema.hyperparameters import Hyperparameters
 
 Weights = Sequence[Tensor]
 """Kernel [D, C, 3, 3] and bias of each convolution, then matrix [in, out] and bias of

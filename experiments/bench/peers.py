@@ -19,8 +19,8 @@ from experiments.bench.results import Result
 from experiments.bench.settings import Settings
 from experiments.config import presets
 from experiments.config.benchmarks import Benchmark
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.networks import Network, convolve_by_matmul
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
 from experiments.training.batches import make_show
 from experiments.training.problem import make_problem

@@ -16,7 +16,7 @@ from experiments.bench.results import Result
 from experiments.bench.settings import Settings
 from experiments.config import benchmarks
 from experiments.config.run_config import num_meta_updates
-from experiments.methods.hyperparameters import Hyperparameters
+from experiments.schema.hyperparameters import Hyperparameters
 
 _TASKS = 2
 _FEW_ROWS = 20  # of a task, where an update takes a second

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import methods, networks
-from experiments.config import benchmarks, presets
-from experiments.methods.hyperparameters import Hyperparameters, kinds
+from experiments.config import benchmarks, official, presets
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
 
 _METHODS_PER_TABLE = 5
@@ -64,7 +64,7 @@ def show_values(benchmark: str, console: Console) -> None:
     They are the published ones, those of the nearest stream where it has none, and the
     defaults of a person's own methods.
     """
-    for passes in presets.PASSES:
+    for passes in official.PASSES:
         by_place: dict[str, dict[str, Hyperparameters]] = {}
         for method in methods.METHODS:
             try:
@@ -72,7 +72,7 @@ def show_values(benchmark: str, console: Console) -> None:
             except UserError:  # no preset of this kind of stream
                 continue
             place = f"on {benchmark}" if other is None else f"of {other}"
-            if other is not None and any(b == benchmark for b, _ in presets.OFFICIAL):
+            if other is not None and any(b == benchmark for b, _ in official.OFFICIAL):
                 continue  # published values are shown as they are
             (hyper,) = presets.resolve(benchmark, [method], passes=passes)
             by_place.setdefault(f"{place}, {passes} pass", {})[method] = hyper
@@ -90,7 +90,7 @@ def _show_table(
         table.add_column("", no_wrap=True)
         for method in part:
             table.add_column(method, justify="right")
-        for field in kinds():
+        for field in methods.kinds():
             values = [getattr(by_method[method], field, None) for method in part]
             if any(value is not None for value in values):
                 table.add_row(field, *("-" if v is None else str(v) for v in values))

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config.benchmark import SPLIT, Benchmark
-
 # What is drawn of a benchmark is asked for by way of this module too.
 from experiments.config.drawing import (  # noqa: F401
     OWN_STREAMS,
+    SPLIT,
     STREAMS,
     BenchmarkData,
     draw,
@@ -23,6 +22,7 @@ from experiments.data.own_streams import StreamFn
 from experiments.data.source import Source
 from experiments.data.streams import Stream
 from experiments.networks import REDUCED_RESNET
+from experiments.schema.benchmark import Benchmark
 from experiments.support import registry
 from experiments.support.errors import UserError
 from experiments.support.suggestions import did_you_mean

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.config.benchmark import SPLIT, Benchmark
 from experiments.data import own_streams, sources, streams, targets
 from experiments.data.blurring import blurred
 from experiments.data.source import Source
+from experiments.schema.benchmark import Benchmark
 from experiments.support.errors import UserError
 
+SPLIT = "split"
+"""The stream whose tasks have classes of their own."""
 STREAMS: dict[str, Callable[..., streams.Stream]] = {
     "rotations": streams.rotation_stream,
     "permutations": streams.permutation_stream,

@@ -2,16 +2,19 @@
 
 import dataclasses
 import itertools
-import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import methods
 from experiments.config import benchmarks, presets
-from experiments.config.run_config import RunConfig, check_config
-from experiments.methods.hyperparameters import Hyperparameters, check_grid, kinds
+from experiments.config.run_config import check_config
+from experiments.config.settings import check_grid
+from experiments.methods import kinds
 from experiments.run_folder import FORMAT_VERSION
+from experiments.schema.fields import fields
+from experiments.schema.hyperparameters import Hyperparameters
+from experiments.schema.run import RunConfig
 from experiments.support.errors import UserError
 from experiments.support.suggestions import did_you_mean
 from experiments.support.values import checked, read_yaml
@@ -20,28 +23,21 @@ DEFAULT_BENCHMARK = "digits-rotations"
 DEFAULT_METHODS = ("lamaml", "cmaml", "er", "online")
 DEFAULT_SEEDS = 5
 
-_SIZES = typing.get_type_hints(benchmarks.Benchmark)
-_SIZES.pop("name")
-_OPTIONS = {
-    name: kind
-    for name, kind in typing.get_type_hints(RunConfig).items()
-    if name not in ("benchmark", "method", "seeds", "hyper", "presets_from")
+_SIZES = {n: f.kind for n, f in fields(benchmarks.Benchmark).items() if n != "name"}
+_DEFAULTS = {
+    field.name: field.default
+    for field in dataclasses.fields(RunConfig)
+    if field.name not in ("benchmark", "method", "seeds", "hyper", "presets_from")
 }
-_OTHERS = {
+_WORDS = {
     "format_version": int,
     "benchmark": str,
     "method": str,
     "seeds": list[int],
     "first_seed": int,
     "presets_from": str,
-    **_OPTIONS,
-    **_SIZES,
 }
-
-
-def field_names() -> tuple[str, ...]:
-    """Names that a file can give besides those of hyper-parameters."""
-    return (*_OTHERS, "grid")
+_OTHERS = _WORDS | {name: fields(RunConfig)[name].kind for name in _DEFAULTS} | _SIZES
 
 
 class Request(NamedTuple):
@@ -175,8 +171,8 @@ def make_request(given: Mapping[str, Any]) -> Request:
         raise UserError(f"classes_per_task: the tasks of {name} share classes")
     sizes = {key: given[key] for key in _SIZES if key in given}
     benchmark = dataclasses.replace(benchmark, **sizes)
-    options = {key: given[key] for key in _OPTIONS if key in given}
-    options.setdefault("setting", benchmark.usual_setting)
+    usual = _DEFAULTS | {"setting": benchmark.usual_setting}
+    options = {key: given.get(key, default) for key, default in usual.items()}
     names = _names(given.get("method"), DEFAULT_METHODS)
     for method in names:
         methods.check_method(method)
@@ -186,7 +182,7 @@ def make_request(given: Mapping[str, Any]) -> Request:
             own_classes=benchmark.classes_per_task is not None,
         )
     overrides = {key: given[key] for key in kinds() if key in given}
-    resolved = presets.resolve(name, names, overrides, options.get("passes", "single"))
+    resolved = presets.resolve(name, names, overrides, options["passes"])
     return Request(
         benchmark,
         tuple(zip(names, resolved, strict=True)),
@@ -231,14 +227,13 @@ def configs(request: Request, num_classes: int | None = None) -> list[RunConfig]
 
 def protocol(request: Request) -> tuple[str, str]:
     """Returns the setting and the passes."""
-    options = request.options
-    return options["setting"], options.get("passes", "single")
+    return request.options["setting"], request.options["passes"]
 
 
 def run_name(request: Request) -> str:
     """Names the benchmark, and the passes and setting where they are not the usual."""
     setting, passes = protocol(request)
-    other = [passes] if passes != "single" else []
+    other = [passes] if passes != _DEFAULTS["passes"] else []
     other += [setting] if setting != request.benchmark.usual_setting else []
     other += [f"blur-{request.benchmark.blur:g}"] if request.benchmark.blur else []
     return "-".join([request.benchmark.name, *other])

@@ -1,7 +1,8 @@
 """Every method as a function from a problem to a ``lamaml_jax.Learner``.
 
-A new method is one function in a file of this folder and one line in ``METHODS``; a
-person's own is one function in a file of theirs that calls ``register``.
+A new method is one function in a file of this folder, a dataclass beside it of what it
+alone is told, and one line in ``METHODS``; a person's own is one function in a file of
+theirs that calls ``register``.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,8 +21,10 @@ from experiments.methods import (
     replay,
 )
 from experiments.methods.cost import Cost
-from experiments.methods.hyperparameters import Hyperparameters, with_own
+from experiments.methods.hyperparameters import with_own
 from experiments.methods.problem import Problem
+from experiments.schema.fields import fields
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support import registry, styles
 from experiments.support.errors import UserError
 from experiments.support.suggestions import did_you_mean
@@ -30,10 +33,13 @@ from experiments.support.suggestions import did_you_mean
 class Method(NamedTuple):
     """How a method is built, and what it asks of a benchmark."""
 
-    make: Callable[[Problem, Hyperparameters], lm.Learner]
-    cost: Callable[[Problem, Hyperparameters], Cost] | None = None
+    make: Callable[[Problem, Any], lm.Learner]
+    """From a problem and an instance of ``told``."""
+    cost: Callable[[Problem, Any], Cost] | None = None
     """Counts what it asks for; of the problem it reads sizes only. Tables have no cost
     of a method without it."""
+    told: type[Hyperparameters] = Hyperparameters
+    """What it is told: what several methods are, and fields of its own."""
     needs_tasks: bool = False
     """The learner reads task ids or ends of tasks."""
     needs_own_classes: bool = False
@@ -47,40 +53,57 @@ class Method(NamedTuple):
     hyper: Hyperparameters | None = None
     """What it is told on every benchmark, of a person's own method; of others
     ``presets`` has it, by benchmark."""
-    needs_one_head: bool = False
-    """It is about the outputs of all classes, not about heads masked by task."""
     takes_rows_alone: bool = False
     """It asks for gradients or outputs of single rows, which BatchNorm mixes."""
     needs_classes: bool = False
     """What is learnt are classes, not real numbers."""
+    needs_one_head: bool = False
+    """It is about the outputs of all classes, not about heads masked by task."""
 
 
 METHODS: dict[str, Method] = {
-    "lamaml": Method(lookahead.lamaml, lookahead.cost),
-    "sync": Method(lookahead.sync, lookahead.cost),
-    "cmaml": Method(lookahead.cmaml, lookahead.cost),
+    "lamaml": Method(
+        lookahead.lamaml, lookahead.cost, lookahead.LookAheadHyperparameters
+    ),
+    "sync": Method(lookahead.sync, lookahead.cost, lookahead.LookAheadHyperparameters),
+    "cmaml": Method(
+        lookahead.cmaml, lookahead.cost, lookahead.LookAheadHyperparameters
+    ),
     "la_er": Method(la_er.la_er, la_er.cost),
-    "vrmcl": Method(lookahead.vrmcl, lookahead.vrmcl_cost),
-    "oml": Method(lookahead.oml, lookahead.cost),
+    "vrmcl": Method(
+        lookahead.vrmcl, lookahead.vrmcl_cost, lookahead.VrmclHyperparameters
+    ),
+    "oml": Method(lookahead.oml, lookahead.cost, lookahead.LookAheadHyperparameters),
     "er": Method(replay.er, replay.cost),
     "er_ace": Method(
         replay.er_ace, replay.cost, needs_one_head=True, needs_classes=True
     ),
-    "derpp": Method(derpp.derpp, derpp.cost),
-    "mer": Method(mer.mer, mer.cost),
-    "gem": Method(episodic.gem, episodic.cost, needs_tasks=True),
-    "agem": Method(episodic.agem, episodic.cost, needs_tasks=True),
+    "derpp": Method(derpp.derpp, derpp.cost, derpp.DerHyperparameters),
+    "mer": Method(mer.mer, mer.cost, mer.MerHyperparameters),
+    "gem": Method(
+        episodic.gem, episodic.cost, episodic.GemHyperparameters, needs_tasks=True
+    ),
+    "agem": Method(
+        episodic.agem, episodic.cost, episodic.EpisodicHyperparameters, needs_tasks=True
+    ),
     "icarl": Method(
         icarl.icarl,
         icarl.cost,
+        icarl.IcarlHyperparameters,
         needs_tasks=True,
         needs_own_classes=True,
         make_scores=icarl.icarl_scores,
         takes_rows_alone=True,
         needs_classes=True,
     ),
-    "ewc": Method(ewc.ewc, ewc.cost, needs_tasks=True, takes_rows_alone=True),
-    "metabgd": Method(metabgd.metabgd, metabgd.cost),
+    "ewc": Method(
+        ewc.ewc,
+        ewc.cost,
+        ewc.EwcHyperparameters,
+        needs_tasks=True,
+        takes_rows_alone=True,
+    ),
+    "metabgd": Method(metabgd.metabgd, metabgd.cost, metabgd.MetaBgdHyperparameters),
     "online": Method(replay.online, replay.cost),
     "iid": Method(replay.iid, replay.cost, mixes_tasks=True),
 }
@@ -88,18 +111,13 @@ METHODS: dict[str, Method] = {
 
 def register(
     name: str,
-    make: Callable[[Problem, Hyperparameters], lm.Learner],
+    make: Callable[[Problem, Any], lm.Learner],
     *,
     hyper: Mapping[str, Any] | None = None,
     label: str | None = None,
     color: str | None = None,
     marker: str | None = None,
-    cost: Callable[[Problem, Hyperparameters], Cost] | None = None,
-    needs_tasks: bool = False,
-    needs_own_classes: bool = False,
-    mixes_tasks: bool = False,
-    make_scores: Callable[..., Callable[[Any, Any], Any]] | None = None,
-    needs_classes: bool = False,
+    **needs: Any,
 ) -> None:
     """Adds a person's own method to the command line, tables and figures.
 
@@ -113,31 +131,34 @@ def register(
         label: its name in tables and figures; ``name`` if None.
         color: of matplotlib's; one that is free if None.
         marker: likewise.
-        cost: as ``Method.cost``, as are all that follow.
-        needs_tasks: as ``Method.needs_tasks``.
-        needs_own_classes: as ``Method.needs_own_classes``.
-        mixes_tasks: as ``Method.mixes_tasks``.
-        make_scores: as ``Method.make_scores``.
-        needs_classes: as ``Method.needs_classes``.
+        **needs: other fields of ``Method``: ``cost``, ``needs_tasks``,
+            ``needs_own_classes``, ``needs_one_head``, ``mixes_tasks``, ``make_scores``,
+            ``takes_rows_alone``, ``needs_classes``.
 
     Raises:
         UserError: a name is taken, or a hyper-parameter or colour that cannot be.
     """
-    from experiments.config.request import field_names  # which imports this module
-
-    told = with_own(name, hyper or {}, taken=field_names())
-    method = Method(
-        make,
-        cost,
-        needs_tasks,
-        needs_own_classes,
-        mixes_tasks,
-        make_scores,
-        told,
-        needs_classes=needs_classes,
-    )
+    known = [
+        field for field in Method._fields if field not in ("make", "told", "hyper")
+    ]
+    for word in needs:
+        if word not in known:
+            raise UserError(
+                f"method {name!r}: unknown word {word!r}{did_you_mean(word, known)}"
+            )
+    others = [each.told for key, each in METHODS.items() if key != name]
+    told = with_own(hyper or {}, others)
+    method = Method(make, told=type(told), hyper=told, **needs)
     registry.add(METHODS, "method", name, method)
-    styles.register(name, label, color, marker, mixes_tasks)
+    styles.register(name, label, color, marker, method.mixes_tasks)
+
+
+def kinds() -> dict[str, Any]:
+    """Returns the types of all hyper-parameters by name, also of a person's own."""
+    known: dict[str, Any] = {}
+    for method in METHODS.values():
+        known |= {n: field.kind for n, field in fields(method.told).items()}
+    return known
 
 
 def make_learner(name: str, problem: Problem, hyper: Hyperparameters) -> lm.Learner:

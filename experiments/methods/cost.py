@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from experiments.methods.hyperparameters import Hyperparameters
+from experiments.schema.hyperparameters import Hyperparameters
 
 HESSIAN_PRODUCT = 2
 """Gradient evaluations in a product of a Hessian with a vector: forward and backward

@@ -1,5 +1,7 @@
 """DER++: experience replay of labels and of the logits given when a row was stored."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,11 +9,23 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir, scan_glances, valid_rows
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 from experiments.methods.replay import SgdState
+from experiments.schema.fields import Rate
+from experiments.schema.hyperparameters import Hyperparameters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DerHyperparameters(Hyperparameters):
+    """What DER++ is told besides."""
+
+    logit_weight: Rate
+    """Weight of the distance to the stored logits (alpha)."""
+    label_weight: Rate
+    """Weight of the replayed rows' cross-entropy (beta)."""
 
 
 class DerInfo(NamedTuple):
@@ -25,7 +39,7 @@ class DerInfo(NamedTuple):
     """Global norm before clipping."""
 
 
-def der_loss(problem: Problem, hyper: Hyperparameters):
+def der_loss(problem: Problem, hyper: DerHyperparameters) -> Callable[..., Any]:
     """Builds the loss of DER++.
 
     Args:
@@ -39,7 +53,7 @@ def der_loss(problem: Problem, hyper: Hyperparameters):
         second half, each with its weight.
     """
 
-    def fn(weights, batch, mask, old, old_mask):
+    def fn(weights, batch, mask, old, old_mask) -> tuple[jax.Array, jax.Array]:
         half = old_mask.shape[0] // 2
         first, second = (
             {name: rows[part] for name, rows in old.items() if name != "logits"}
@@ -71,7 +85,7 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     )
 
 
-def derpp(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def derpp(problem: Problem, hyper: DerHyperparameters) -> lm.Learner:
     """DER++: two independent replay draws, one for logits and one for labels.
 
     Rows enter the reservoir after the last glance, with the logits of all outputs that
@@ -81,9 +95,7 @@ def derpp(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Buzzega et al. 2020, arXiv:2004.07211, equation 6.
     """
-    reservoir = lm.make_reservoir(
-        hyper.capacity, _example(problem), acceptance=hyper.acceptance
-    )
+    reservoir = make_reservoir(hyper, _example(problem))
     tx = clipped_sgd(hyper)
     value_and_grad = jax.value_and_grad(der_loss(problem, hyper), has_aux=True)
 
@@ -91,12 +103,13 @@ def derpp(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         del key
         return SgdState(weights, tx.init(weights), reservoir.init())
 
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
-        if batch_mask is None:
-            batch_mask = jnp.ones(batch["label"].shape[0], bool)
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[SgdState, DerInfo]:
+        batch_mask = valid_rows(batch, batch_mask)
         replay_key, add_key = jax.random.split(key)
 
-        def glance(state, inputs):
+        def glance(state, inputs) -> tuple[SgdState, DerInfo]:
             glance_key, is_last = inputs
             logits = problem.logits_fn(state.weights, batch["image"])
             old, old_mask, memory = reservoir.sample_and_add(
@@ -120,8 +133,6 @@ def derpp(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
             info = DerInfo(loss, distance, optax.tree.norm(grads))
             return SgdState(weights, opt_state, memory), info
 
-        keys = jax.random.split(replay_key, hyper.glances)
-        is_last = jnp.arange(hyper.glances) == hyper.glances - 1
-        return jax.lax.scan(glance, state, (keys, is_last))
+        return scan_glances(glance, state, replay_key, hyper.glances)
 
     return lm.Learner(init, observe)

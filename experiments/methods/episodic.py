@@ -1,20 +1,40 @@
 """GEM and A-GEM: past tasks' gradients, taken on a memory of each, constrain a step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import valid_rows
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
-from experiments.methods.hyperparameters import Hyperparameters, check_given
+from experiments.methods.descent import clip_factor
 from experiments.methods.problem import Problem
 from experiments.methods.projection import end_of, project, project_on_mean
 from experiments.methods.ring import RingMemory, init_memory, store
+from experiments.schema.fields import Rate, UpTo
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpisodicHyperparameters(Hyperparameters):
+    """What GEM and A-GEM are told besides."""
+
+    memory_per_task: Annotated[int, UpTo(2**31 - 2)]
+    """Rows kept of each task."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GemHyperparameters(EpisodicHyperparameters):
+    """What GEM alone is told."""
+
+    margin: Rate
+    """Least weight of a past task's gradient in a projection."""
 
 
 class EpisodicState(NamedTuple):
@@ -66,7 +86,7 @@ def clipped_gradient(
         lambda weights: lm.losses.mean_loss(loss_fn, weights, rows, mask)
     )(weights)
     norm = optax.tree.norm(grads)
-    factor = jnp.minimum(1, max_norm / (norm + 1e-6))
+    factor = clip_factor(norm, max_norm)
     return Gradient(loss, norm, optax.tree.scale(factor, grads))
 
 
@@ -74,7 +94,7 @@ def _gradient_fn(loss_fn: lm.LossFn, hyper: Hyperparameters) -> GradientFn:
     return functools.partial(clipped_gradient, loss_fn, hyper.max_grad_norm)
 
 
-def _visit_past(gradient_fn, weights, memory, is_past, carry, visit):
+def _visit_past(gradient_fn, weights, memory, is_past, carry, visit) -> Any:
     """Hands each past task's clipped gradient to ``visit(task, gradient, carry)``.
 
     Tasks after the last one that is past cost nothing; one before it that is not past
@@ -82,7 +102,7 @@ def _visit_past(gradient_fn, weights, memory, is_past, carry, visit):
     """
     places = jnp.arange(jax.tree.leaves(memory.rows)[0].shape[1])
 
-    def body(task, carry):
+    def body(task, carry) -> Any:
         rows = jax.tree.map(lambda x: x[task], memory.rows)
         mask = (places < memory.num_stored[task]) & is_past[task]
         return visit(task, gradient_fn(weights, rows, mask).clipped, carry)
@@ -99,7 +119,7 @@ def past_gradients(
 ) -> lm.Params:
     """Writes the clipped gradients of past tasks into ``past``, leaves [T, ...]."""
 
-    def visit(task, gradient, past):
+    def visit(task, gradient, past) -> lm.Params:
         return jax.tree.map(lambda all_, one: all_.at[task].set(one), past, gradient)
 
     return _visit_past(gradient_fn, weights, memory, is_past, past, visit)
@@ -113,7 +133,7 @@ def mean_past_gradient(
 ) -> lm.Params:
     """Mean over past tasks of their clipped gradients; 0 if there are none."""
 
-    def visit(_, gradient, total):
+    def visit(_, gradient, total) -> lm.Params:
         return jax.tree.map(jnp.add, total, gradient)
 
     zeros = jax.tree.map(jnp.zeros_like, weights)
@@ -122,12 +142,14 @@ def mean_past_gradient(
     return jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)
 
 
-def _descend(weights, rate, gradient, direction, violations):
+def _descend(
+    weights, rate, gradient, direction, violations
+) -> tuple[lm.Params, EpisodicInfo]:
     info = EpisodicInfo(gradient.loss, gradient.norm, violations)
     return jax.tree.map(lambda w, d: w - rate * d, weights, direction), info
 
 
-def gem_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]:
+def gem_update(loss_fn: lm.LossFn, hyper: GemHyperparameters) -> Callable[..., Any]:
     """Builds GEM's update on given rows and memory.
 
     Args:
@@ -141,7 +163,7 @@ def gem_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]
     """
     gradient_fn = _gradient_fn(loss_fn, hyper)
 
-    def update(carry, batch, mask, memory, is_past):
+    def update(carry, batch, mask, memory, is_past) -> tuple[Any, EpisodicInfo]:
         weights, past = carry
         gradient = gradient_fn(weights, batch, mask)
         past = past_gradients(gradient_fn, weights, memory, is_past, past)
@@ -166,7 +188,7 @@ def agem_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any
     """
     gradient_fn = _gradient_fn(loss_fn, hyper)
 
-    def update(carry, batch, mask, memory, is_past):
+    def update(carry, batch, mask, memory, is_past) -> tuple[Any, EpisodicInfo]:
         (weights,) = carry
         gradient = gradient_fn(weights, batch, mask)
         reference = mean_past_gradient(gradient_fn, weights, memory, is_past)
@@ -179,18 +201,23 @@ def agem_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any
     return update
 
 
-def _check(name: str, problem: Problem, hyper: Hyperparameters) -> None:
+def _check(name: str, problem: Problem, hyper: EpisodicHyperparameters) -> None:
     if not problem.is_task_aware:
         raise UserError(
             f"{name}: needs task ids, which the task-agnostic setting hides"
         )
-    if hyper.memory_per_task is None or hyper.memory_per_task < 1:
+    if hyper.memory_per_task < 1:
         raise UserError(
             f"memory_per_task: expected at least 1, received {hyper.memory_per_task}"
         )
 
 
-def _learner(problem: Problem, hyper: Hyperparameters, start, update) -> lm.Learner:
+def _learner(
+    problem: Problem,
+    hyper: EpisodicHyperparameters,
+    start: Callable[..., Any],
+    update: Callable[..., Any],
+) -> lm.Learner:
     """Keeps a memory of every task and updates ``glances`` times per batch.
 
     ``start(weights)`` is what the updates on one batch carry, the weights first.
@@ -201,10 +228,11 @@ def _learner(problem: Problem, hyper: Hyperparameters, start, update) -> lm.Lear
         memory = init_memory(problem.num_tasks, hyper.memory_per_task, problem.example)
         return EpisodicState(weights, memory)
 
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[EpisodicState, EpisodicInfo]:
         del key
-        if batch_mask is None:
-            batch_mask = jnp.ones(batch["label"].shape[0], bool)
+        batch_mask = valid_rows(batch, batch_mask)
         task = batch["task"][0]
         memory = store(state.memory, batch, batch_mask & remember, task)
         is_past = memory.num_stored > 0
@@ -220,9 +248,9 @@ def _learner(problem: Problem, hyper: Hyperparameters, start, update) -> lm.Lear
     return lm.Learner(init, observe)
 
 
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def cost(problem: Problem, hyper: EpisodicHyperparameters) -> Cost:
     """Counts gradients of the batch and of every past task's memory, per glance."""
-    per_task = hyper.memory_per_task or 0
+    per_task = hyper.memory_per_task
     # There are (T - 1) / 2 past tasks on average over the stream.
     rows = hyper.batch_size + per_task * (problem.num_tasks - 1) / 2
     return Cost(
@@ -231,7 +259,7 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     )
 
 
-def gem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def gem(problem: Problem, hyper: GemHyperparameters) -> lm.Learner:
     """GEM: no step may raise the loss of a past task's memory, to first order.
 
     Every task keeps its latest ``memory_per_task`` rows, stored before the first glance
@@ -241,10 +269,9 @@ def gem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         Lopez-Paz and Ranzato 2017, arXiv:1706.08840. Gradients are clipped as in Gupta
         et al. 2020, arXiv:2007.13904: each on its own, and not after the projection.
     """
-    check_given(hyper, "margin")
     _check("gem", problem, hyper)
 
-    def start(weights):
+    def start(weights) -> tuple[lm.Params, lm.Params]:
         return weights, jax.tree.map(
             lambda leaf: jnp.zeros((problem.num_tasks, *leaf.shape), leaf.dtype),
             weights,
@@ -253,7 +280,7 @@ def gem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     return _learner(problem, hyper, start, gem_update(problem.loss_fn, hyper))
 
 
-def agem(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def agem(problem: Problem, hyper: EpisodicHyperparameters) -> lm.Learner:
     """A-GEM: GEM with one constraint, the mean of the past tasks' gradients.
 
     The mean is taken over tasks, of gradients on the whole memory of each, clipped one

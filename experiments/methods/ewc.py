@@ -1,17 +1,30 @@
 """EWC: a quadratic penalty holds the weights that past tasks needed."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import valid_rows
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
-from experiments.methods.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
+from experiments.schema.fields import Rate, UpTo
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EwcHyperparameters(Hyperparameters):
+    """What EWC is told besides."""
+
+    penalty: Rate
+    """Weight of the quadratic penalty."""
+    fisher_rows: Annotated[int, UpTo("rows_per_task")]
+    """Latest rows of a task on which its Fisher information is estimated."""
 
 
 class EwcState(NamedTuple):
@@ -59,10 +72,10 @@ def fisher_diagonal(
         The tree of ``weights``; zeros if no row is valid.
     """
 
-    def row_loss(weights, row):
+    def row_loss(weights, row) -> jax.Array:
         return loss_fn(weights, jax.tree.map(lambda x: x[None], row))[0]
 
-    def add(total, inputs):
+    def add(total, inputs) -> tuple[lm.Params, None]:
         row, is_valid = inputs
         grads = jax.grad(row_loss)(weights, row)
         total = jax.tree.map(
@@ -94,7 +107,7 @@ def add_task(
         ``importance`` and ``anchor`` with the task in them.
     """
 
-    def move(anchor, total, fisher, weights):
+    def move(anchor, total, fisher, weights) -> jax.Array:
         share = jnp.where(total > 0, fisher / jnp.where(total > 0, total, 1), 0)
         return anchor + share * (weights - anchor)
 
@@ -102,7 +115,7 @@ def add_task(
     return total, jax.tree.map(move, anchor, total, fisher, weights)
 
 
-def _penalty(weights, importance, anchor, scale):
+def _penalty(weights, importance, anchor, scale) -> jax.Array:
     terms = jax.tree.map(
         lambda w, f, a: jnp.sum(f * (w - a) ** 2), weights, importance, anchor
     )
@@ -122,16 +135,24 @@ def _push(state: EwcState, batch: lm.Batch, mask: lm.Mask) -> EwcState:
     return state._replace(rows=rows, num_rows=state.num_rows + place[-1])
 
 
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def _end_task(loss_fn: lm.LossFn, state: EwcState) -> EwcState:
+    """Adds the penalty of the current task, by the Fisher information of its rows."""
+    mask = jnp.arange(state.rows["label"].shape[0]) < state.num_rows
+    fisher = fisher_diagonal(loss_fn, state.weights, state.rows, mask)
+    importance, anchor = add_task(state.importance, state.anchor, fisher, state.weights)
+    return state._replace(importance=importance, anchor=anchor, num_rows=jnp.int32(0))
+
+
+def cost(problem: Problem, hyper: EwcHyperparameters) -> Cost:
     """Counts a gradient of the batch per glance, and the rows of the Fisher matrix."""
-    rows = hyper.fisher_rows or 0
+    rows = hyper.fisher_rows
     return Cost(
         updates_per_row(hyper) * hyper.batch_size + rows / problem.rows_per_task,
         rows * bytes_of(problem.example),
     )
 
 
-def ewc(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def ewc(problem: Problem, hyper: EwcHyperparameters) -> lm.Learner:
     """EWC: SGD on cross-entropy plus half ``penalty`` times each past task's parabola.
 
     The penalty is the exact sum over tasks, ``penalty / 2 * sum_k F_k (w - w_k)^2``, in
@@ -141,15 +162,14 @@ def ewc(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     task's first rows, and has no half; its ``memory_strength`` is not our ``penalty``.
 
     Raises:
-        UserError: ``fisher_rows`` < 1, or no ``penalty``.
+        UserError: ``fisher_rows`` < 1.
 
     References:
         Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3.
     """
     size, scale = hyper.fisher_rows, hyper.penalty
-    if size is None or size < 1:
+    if size < 1:
         raise UserError(f"fisher_rows: expected at least 1, received {size}")
-    check_given(hyper, "penalty")
     tx = clipped_sgd(hyper)
 
     def init(key: lm.Key, weights: lm.Params) -> EwcState:
@@ -160,17 +180,18 @@ def ewc(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         )
         return EwcState(weights, tx.init(weights), zeros, zeros, rows, jnp.int32(0))
 
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[EwcState, EwcInfo]:
         del key
-        if batch_mask is None:
-            batch_mask = jnp.ones(batch["label"].shape[0], bool)
+        batch_mask = valid_rows(batch, batch_mask)
 
-        def loss(weights):
+        def loss(weights) -> tuple[jax.Array, jax.Array]:
             penalty = _penalty(weights, state.importance, state.anchor, scale)
             mean = lm.losses.masked_mean(problem.loss_fn(weights, batch), batch_mask)
             return mean + penalty, penalty
 
-        def glance(carry, _):
+        def glance(carry, _) -> tuple[Any, EwcInfo]:
             weights, opt_state = carry
             (value, penalty), grads = jax.value_and_grad(loss, has_aux=True)(weights)
             updates, opt_state = tx.update(grads, opt_state, weights)
@@ -183,15 +204,6 @@ def ewc(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         state = _push(state, batch, batch_mask & remember)
         return state._replace(weights=weights, opt_state=opt_state), info
 
-    def end_task(key, state):
-        del key
-        mask = jnp.arange(size) < state.num_rows
-        fisher = fisher_diagonal(problem.loss_fn, state.weights, state.rows, mask)
-        importance, anchor = add_task(
-            state.importance, state.anchor, fisher, state.weights
-        )
-        return state._replace(
-            importance=importance, anchor=anchor, num_rows=jnp.int32(0)
-        )
-
-    return lm.Learner(init, observe, end_task)
+    return lm.Learner(
+        init, observe, lambda key, state: _end_task(problem.loss_fn, state)
+    )

@@ -139,7 +139,7 @@ def herd(features: jax.Array, mask: lm.Mask, size: int) -> tuple[jax.Array, lm.M
     goal = jnp.sum(jnp.where(mask[:, None], features, 0), axis=0)
     goal = goal / jnp.maximum(count, 1).astype(features.dtype)
 
-    def pick(carry, n):
+    def pick(carry, n) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         total, is_left = carry
         means = (total[None, :] + features) / (n + 1).astype(features.dtype)
         distances = jnp.sum((goal[None, :] - means) ** 2, axis=1)
@@ -151,13 +151,15 @@ def herd(features: jax.Array, mask: lm.Mask, size: int) -> tuple[jax.Array, lm.M
     return order, numbers < count
 
 
-def _map_logits(problem, weights, images):
+def _map_logits(problem, weights, images) -> jax.Array:
     """Logits [N, Y] of many images, in memory for ``_CHUNK`` of them."""
     one = lambda image: problem.logits_fn(weights, image[None])[0]
     return jax.lax.map(one, images, batch_size=_CHUNK)
 
 
-def _herd_task(problem, weights, rows: TaskRows, labels, size):
+def _herd_task(
+    problem, weights, rows: TaskRows, labels, size
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Herds every class of the task that ``rows`` are of.
 
     Returns ``order, is_row, classes``, each [classes_per_task * size], class by class.

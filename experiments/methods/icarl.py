@@ -1,5 +1,6 @@
 """iCaRL: herded exemplars, distillation of old heads, nearest mean of exemplars."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,12 +10,22 @@ import optax
 
 import lamaml_jax as lm
 from experiments.methods import exemplars
+from experiments.methods.common import valid_rows
 from experiments.methods.cost import Cost, bytes_of, updates_per_row
 from experiments.methods.descent import clipped_sgd
 from experiments.methods.exemplars import Exemplars, TaskRows
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.schema.fields import Rate
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IcarlHyperparameters(Hyperparameters):
+    """What iCaRL is told besides."""
+
+    distillation_weight: Rate
+    """Weight of the distillation of old heads."""
 
 
 class IcarlState(NamedTuple):
@@ -37,7 +48,7 @@ class IcarlInfo(NamedTuple):
     """Global norm before clipping."""
 
 
-def icarl_loss(problem: Problem, hyper: Hyperparameters):
+def icarl_loss(problem: Problem, hyper: IcarlHyperparameters) -> Callable[..., Any]:
     """Builds the loss of iCaRL.
 
     Args:
@@ -51,9 +62,9 @@ def icarl_loss(problem: Problem, hyper: Hyperparameters):
         ``old`` are ``Exemplars``, one per class, with leaves [Y, ...]; ``old_mask`` [Y]
         tells which there are.
     """
-    per_task = problem.classes_per_task
+    per_task = problem.classes_per_task or problem.num_classes
 
-    def fn(weights, batch, mask, old, old_mask):
+    def fn(weights, batch, mask, old, old_mask) -> tuple[jax.Array, jax.Array]:
         classes = jnp.arange(problem.num_classes)
         logits = problem.logits_fn(weights, old.images)
         new_logs, old_logs = (
@@ -97,7 +108,7 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     )
 
 
-def icarl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def icarl(problem: Problem, hyper: IcarlHyperparameters) -> lm.Learner:
     """iCaRL: SGD on cross-entropy and on distillation of old heads.
 
     Each update draws one exemplar of every class seen for the distillation. Exemplars
@@ -120,13 +131,14 @@ def icarl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         memory = exemplars.no_exemplars(problem, weights, hyper.capacity)
         return IcarlState(weights, tx.init(weights), memory, exemplars.no_rows(problem))
 
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
-        if batch_mask is None:
-            batch_mask = jnp.ones(batch["label"].shape[0], bool)
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[IcarlState, IcarlInfo]:
+        batch_mask = valid_rows(batch, batch_mask)
         labels = state.exemplars.labels
         counts = exemplars.count_by_class(labels, problem.num_classes)
 
-        def glance(carry, key):
+        def glance(carry, key) -> tuple[Any, IcarlInfo]:
             weights, opt_state = carry
             limits = jnp.maximum(counts, 1)
             ranks = jax.random.randint(key, counts.shape, 0, limits, jnp.int32)
@@ -145,7 +157,7 @@ def icarl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         rows = exemplars.push(state.task_rows, batch, batch_mask & remember)
         return IcarlState(weights, opt_state, state.exemplars, rows), info
 
-    def end_task(key, state):
+    def end_task(key, state) -> IcarlState:
         del key
         rows = state.task_rows
         renewed = exemplars.renew(problem, state.weights, state.exemplars, rows)
@@ -175,7 +187,7 @@ def icarl_scores(
     """
     del hyper
 
-    def scores(state, images):
+    def scores(state, images) -> jax.Array:
         means, is_held = exemplars.class_means(problem, state.weights, state.exemplars)
         outputs = problem.logits_fn(state.weights, images)
         distances = jnp.sum((outputs[:, None, :] - means[None, :, :]) ** 2, axis=-1)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir, scan_glances, valid_rows
 from experiments.methods.cost import (
     Cost,
     bytes_of,
@@ -15,8 +15,8 @@ from experiments.methods.cost import (
     rows_in_query,
     updates_per_row,
 )
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.schema.hyperparameters import Hyperparameters
 
 
 class LaErState(NamedTuple):
@@ -41,7 +41,9 @@ class LaErInfo(NamedTuple):
     """Global norm of the step sizes' meta-gradient before clipping."""
 
 
-def make_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> tuple[Any, Callable]:
+def make_update(
+    loss_fn: lm.LossFn, hyper: Hyperparameters
+) -> tuple[Any, Callable[..., Any]]:
     """Builds one update on given data.
 
     The step sizes move first, by the meta-gradient of the query loss after the last
@@ -69,17 +71,19 @@ def make_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> tuple[Any, Callab
     )
     clip = lm.clip_meta_grads(hyper.max_grad_norm)
 
-    def mean_loss(weights, query, query_mask):
+    def mean_loss(weights, query, query_mask) -> jax.Array:
         return lm.losses.masked_mean(loss_fn(weights, query), query_mask)
 
-    def update(weights, rule_state, support, query, support_mask, query_mask):
+    def update(
+        weights, rule_state, support, query, support_mask, query_mask
+    ) -> tuple[lm.Params, optax.OptState, LaErInfo]:
         params = lm.MetaParams(weights, rule_state.step_sizes)
         (meta_loss, _), meta_grads = meta_value_and_grad(
             params, support, query, support_mask, query_mask
         )
         loss, grads = jax.value_and_grad(mean_loss)(weights, query, query_mask)
         raw = lm.MetaParams(grads, meta_grads.step_sizes)
-        clipped, _ = clip.update(raw, clip.init(params))
+        clipped: Any = clip.update(raw, clip.init(params))[0]  # MetaParams, as given
         moves, rule_state = rule.update(
             clipped.weights, rule_state, weights, step_size_grads=clipped.step_sizes
         )
@@ -110,21 +114,20 @@ def la_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Gupta et al. 2020, arXiv:2007.13904, appendix ("La-ER").
     """
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
+    reservoir = make_reservoir(hyper, problem.example)
     rule, update = make_update(problem.loss_fn, hyper)
 
     def init(key: lm.Key, weights: lm.Params) -> LaErState:
         del key
         return LaErState(weights, rule.init(weights), reservoir.init())
 
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
-        if batch_mask is None:
-            batch_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[LaErState, LaErInfo]:
+        batch_mask = valid_rows(batch, batch_mask)
         glances_key, add_key = jax.random.split(key)
 
-        def glance(state, inputs):
+        def glance(state, inputs) -> tuple[LaErState, LaErInfo]:
             glance_key, is_last = inputs
             replay_key, shuffle_key = jax.random.split(glance_key)
             old, old_mask, memory = reservoir.sample_and_add(
@@ -149,8 +152,6 @@ def la_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
             )
             return LaErState(weights, rule_state, memory), info
 
-        keys = jax.random.split(glances_key, hyper.glances)
-        is_last = jnp.arange(hyper.glances) == hyper.glances - 1
-        return jax.lax.scan(glance, state, (keys, is_last))
+        return scan_glances(glance, state, glances_key, hyper.glances)
 
     return lm.Learner(init, observe)

@@ -1,23 +1,48 @@
 """La-MAML, its published relatives Sync and C-MAML, and two later uses of them."""
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir
 from experiments.methods.cost import (
     Cost,
     bytes_of,
     rows_in_meta_gradient,
     updates_per_row,
 )
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.schema.fields import Share
+from experiments.schema.hyperparameters import Hyperparameters
 
 
-def _step_size_init(hyper: Hyperparameters) -> Any:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LookAheadHyperparameters(Hyperparameters):
+    """What methods that look ahead may be told besides; no preset sets any of it."""
+
+    grain: Literal["parameter", "channel", "leaf", "all"] | None = None
+    """Weights that share a step size: those of a parameter, channel, leaf, or all."""
+    inner_momentum: Share | None = None
+    """Share of the last inner gradient that goes on in the next inner step."""
+    memory: Literal["uniform", "balanced"] | None = None
+    """Rows that are kept: a uniform sample, or one balanced over classes."""
+    replay_weight: Share | None = None
+    """Weight of the replayed rows' mean loss, which is 1 minus the incoming ones'."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VrmclHyperparameters(LookAheadHyperparameters):
+    """What VR-MCL is told besides."""
+
+    momentum: Share
+    """Share of the running meta-gradient."""
+
+
+def _step_size_init(hyper: LookAheadHyperparameters) -> Any:
     """One number, which gives every parameter its rate, or rates of a coarser grain."""
     value = hyper.step_size_init
     grains = {
@@ -26,12 +51,12 @@ def _step_size_init(hyper: Hyperparameters) -> Any:
     }
     if hyper.grain == "all":
         return lambda weights: jnp.asarray(value, jnp.float32)
-    if hyper.grain in grains:
-        return lambda weights: jax.tree.map(grains[hyper.grain], weights)
+    if (rates := grains.get(hyper.grain or "parameter")) is not None:
+        return lambda weights: jax.tree.map(rates, weights)
     return value
 
 
-def make_memory(problem: Problem, hyper: Hyperparameters) -> lm.Reservoir:
+def make_memory(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Reservoir:
     """Builds the memory that ``hyper`` asks for."""
     if hyper.memory == "balanced":
         return lm.make_balanced_reservoir(
@@ -40,9 +65,7 @@ def make_memory(problem: Problem, hyper: Hyperparameters) -> lm.Reservoir:
             num_classes=problem.num_classes,
             label_fn=_labels,
         )
-    return lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
+    return make_reservoir(hyper, problem.example)
 
 
 def _labels(rows: lm.Batch) -> jax.Array:
@@ -50,10 +73,9 @@ def _labels(rows: lm.Batch) -> jax.Array:
 
 
 def make_inner_tx(hyper: Hyperparameters) -> optax.GradientTransformation | None:
-    """What inner gradients pass through, or None."""
-    if hyper.inner_momentum is None:
-        return None
-    return optax.trace(hyper.inner_momentum)
+    """What inner gradients pass through, or None; of methods that look ahead only."""
+    momentum = getattr(hyper, "inner_momentum", None)
+    return None if momentum is None else optax.trace(momentum)
 
 
 def make_unroll(problem: Problem, hyper: Hyperparameters) -> int | None:
@@ -68,7 +90,7 @@ def make_unroll(problem: Problem, hyper: Hyperparameters) -> int | None:
     return None
 
 
-def _options(problem: Problem, hyper: Hyperparameters) -> dict[str, Any]:
+def _options(problem: Problem, hyper: LookAheadHyperparameters) -> dict[str, Any]:
     return {
         "step_size_init": _step_size_init(hyper),
         "meta_tx": lm.clip_meta_grads(hyper.max_grad_norm),
@@ -93,7 +115,7 @@ def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     )
 
 
-def lamaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def lamaml(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Learner:
     """La-MAML: learned step sizes in the inner loop and for the weights.
 
     References:
@@ -107,7 +129,7 @@ def lamaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     return lm.lamaml_learner(tx, glances=hyper.glances)
 
 
-def sync(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def sync(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Learner:
     """Sync: learned step sizes in the inner loop, a fixed rate for the weights.
 
     References:
@@ -122,7 +144,7 @@ def sync(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     return lm.lamaml_learner(tx, glances=hyper.glances)
 
 
-def cmaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def cmaml(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Learner:
     """C-MAML: fixed rates in both loops.
 
     References:
@@ -136,7 +158,7 @@ def cmaml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     return lm.lamaml_learner(tx, glances=hyper.glances)
 
 
-def vrmcl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def vrmcl(problem: Problem, hyper: VrmclHyperparameters) -> lm.Learner:
     """VR-MCL: La-MAML on a variance-reduced running meta-gradient.
 
     References:
@@ -157,7 +179,7 @@ def vrmcl_cost(problem: Problem, hyper: Hyperparameters) -> Cost:
     return plain._replace(gradient_evaluations=2 * plain.gradient_evaluations)
 
 
-def oml(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def oml(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Learner:
     """OML's split: the inner loop adapts the last layer, the outer loop all weights.
 
     Rates are fixed in both loops, as in C-MAML.

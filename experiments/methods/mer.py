@@ -1,16 +1,32 @@
 """MER: steps on single rows, old and new, drawn together by interpolation."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir, scan_glances, valid_rows
 from experiments.methods.cost import Cost, bytes_of
-from experiments.methods.hyperparameters import Hyperparameters, check_given
+from experiments.methods.descent import clip_factor
 from experiments.methods.problem import Problem
+from experiments.schema.fields import POSITIVE, Count, Share
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MerHyperparameters(Hyperparameters):
+    """What MER is told besides."""
+
+    rounds: Count
+    """Rounds per incoming row."""
+    within_rate: Annotated[Share, POSITIVE]
+    """Share of a round's movement that is kept (beta)."""
+    across_rate: Annotated[Share, POSITIVE]
+    """Share of all rounds' movement that is kept (gamma)."""
 
 
 class MerState(NamedTuple):
@@ -47,7 +63,7 @@ def _norm(tree: lm.Params) -> jax.Array:
     step; the product is vectorised.
     """
 
-    def sum_of_squares(leaf):
+    def sum_of_squares(leaf) -> jax.Array:
         squares = leaf * leaf
         if leaf.ndim > 1:
             squares = squares.reshape(-1, leaf.shape[-1])
@@ -72,29 +88,29 @@ def make_descent(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., An
 
     Returns:
         ``descend(weights, rows, mask) -> weights, info`` with leaves [N, ...] and a
-        ``StepInfo`` of leaves [N]. Each gradient is scaled by ``min(1, max_grad_norm /
-        (norm + 1e-6))``; a row with mask False takes no step.
+        ``StepInfo`` of leaves [N]. Each gradient is clipped to ``max_grad_norm``; a row
+        with mask False takes no step.
     """
 
-    def step(weights, inputs):
+    def step(weights, inputs) -> tuple[lm.Params, StepInfo]:
         row, valid = jax.tree.map(lambda x: x[None], inputs)
         loss, grads = jax.value_and_grad(
             lambda weights: lm.losses.mean_loss(loss_fn, weights, row, valid)
         )(weights)
         norm = _norm(grads)
-        rate = hyper.learning_rate * jnp.minimum(1, hyper.max_grad_norm / (norm + 1e-6))
+        rate = hyper.learning_rate * clip_factor(norm, hyper.max_grad_norm)
         weights = jax.tree.map(
             lambda w, g: w - rate.astype(g.dtype) * g, weights, grads
         )
         return weights, StepInfo(loss, norm)
 
-    def descend(weights, rows, mask):
+    def descend(weights, rows, mask) -> tuple[lm.Params, StepInfo]:
         return jax.lax.scan(step, weights, (rows, mask))
 
     return descend
 
 
-def make_round(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]:
+def make_round(loss_fn: lm.LossFn, hyper: MerHyperparameters) -> Callable[..., Any]:
     """Builds one round on given rows.
 
     Args:
@@ -107,17 +123,11 @@ def make_round(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]
     """
     descend = make_descent(loss_fn, hyper)
 
-    def round_fn(weights, rows, mask):
+    def round_fn(weights, rows, mask) -> tuple[lm.Params, StepInfo]:
         end, info = descend(weights, rows, mask)
         return interpolate(weights, end, hyper.within_rate), info
 
     return round_fn
-
-
-def _check(hyper: Hyperparameters) -> None:
-    if hyper.rounds is None or hyper.rounds < 1:
-        raise UserError(f"rounds: expected at least 1, received {hyper.rounds}")
-    check_given(hyper, "within_rate", "across_rate")
 
 
 def _summary(info: StepInfo, row_masks: jax.Array, mask: lm.Mask) -> MerInfo:
@@ -132,49 +142,28 @@ def _summary(info: StepInfo, row_masks: jax.Array, mask: lm.Mask) -> MerInfo:
     return MerInfo(*(over_incoming(value, mask) for value in values))
 
 
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def cost(problem: Problem, hyper: MerHyperparameters) -> Cost:
     """Counts the incoming and the replayed rows of every round, and the reservoir."""
-    rows = (hyper.rounds or 0) * (1 + (hyper.replay_size or 0))
+    rows = hyper.rounds * (1 + (hyper.replay_size or 0))
     return Cost(
         float(hyper.epochs * rows), (hyper.capacity or 0) * bytes_of(problem.example)
     )
 
 
-def mer(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
-    """MER, algorithm 1: experience replay inside two nested Reptile updates.
+def _make_observe_row(
+    loss_fn: lm.LossFn, hyper: MerHyperparameters, reservoir: lm.Reservoir
+) -> Callable[..., Any]:
+    """Builds the rounds of one incoming row, after which it is offered."""
+    round_fn = make_round(loss_fn, hyper)
 
-    Each valid row of a batch, in turn, takes ``rounds`` rounds. A round steps on the
-    row, then on ``replay_size`` replayed rows (fewer while the reservoir holds fewer)
-    drawn for this round, and keeps the share ``within_rate`` of the movement; of the
-    movement of all rounds the share ``across_rate`` is kept. Then the row is offered to
-    the reservoir. Rounds stand in for glances, and ``glances`` is ignored.
-
-    References:
-        Riemer et al. 2019, arXiv:1810.11910, algorithm 1. The incoming row precedes the
-        replayed ones in a round, and rows already stored are not offered again in later
-        epochs, where the published code would.
-
-    Raises:
-        UserError: ``rounds`` < 1, or a share that is not given.
-    """
-    _check(hyper)
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
-    round_fn = make_round(problem.loss_fn, hyper)
-
-    def init(key: lm.Key, weights: lm.Params) -> MerState:
-        del key
-        return MerState(weights, reservoir.init())
-
-    def observe_row(state, inputs):
+    def observe_row(state, inputs) -> tuple[MerState, Any]:
         key, row, valid, remember = inputs
         replay_key, add_key = jax.random.split(key)
         row, valid = jax.tree.map(lambda x: x[None], (row, valid))
 
         # The row is offered by the last round's draw, which reads before it writes:
         # an ``add`` of its own, after the draws, would copy the reservoir.
-        def one_round(state, inputs):
+        def one_round(state, inputs) -> tuple[MerState, Any]:
             round_key, is_last = inputs
             old, old_mask, memory = reservoir.sample_and_add(
                 round_key,
@@ -189,21 +178,49 @@ def mer(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
             weights, info = round_fn(state.weights, rows, row_mask)
             return MerState(weights, memory), (info, row_mask)
 
-        keys = jax.random.split(replay_key, hyper.rounds)
-        is_last = jnp.arange(hyper.rounds) == hyper.rounds - 1
-        end, infos = jax.lax.scan(one_round, state, (keys, is_last))
+        end, infos = scan_glances(one_round, state, replay_key, hyper.rounds)
         weights = interpolate(state.weights, end.weights, hyper.across_rate)
         return MerState(weights, end.reservoir), infos
 
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
+    return observe_row
+
+
+def mer(problem: Problem, hyper: MerHyperparameters) -> lm.Learner:
+    """MER, algorithm 1: experience replay inside two nested Reptile updates.
+
+    Each valid row of a batch, in turn, takes ``rounds`` rounds. A round steps on the
+    row, then on ``replay_size`` replayed rows (fewer while the reservoir holds fewer)
+    drawn for this round, and keeps the share ``within_rate`` of the movement; of the
+    movement of all rounds the share ``across_rate`` is kept. Then the row is offered to
+    the reservoir. Rounds stand in for glances, and ``glances`` is ignored.
+
+    References:
+        Riemer et al. 2019, arXiv:1810.11910, algorithm 1. The incoming row precedes the
+        replayed ones in a round, and rows already stored are not offered again in later
+        epochs, where the published code would.
+
+    Raises:
+        UserError: ``rounds`` < 1.
+    """
+    if hyper.rounds < 1:
+        raise UserError(f"rounds: expected at least 1, received {hyper.rounds}")
+    reservoir = make_reservoir(hyper, problem.example)
+    observe_row = _make_observe_row(problem.loss_fn, hyper, reservoir)
+
+    def init(key: lm.Key, weights: lm.Params) -> MerState:
+        del key
+        return MerState(weights, reservoir.init())
+
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[MerState, MerInfo]:
         num_rows = jax.tree.leaves(batch)[0].shape[0]
-        if batch_mask is None:
-            batch_mask = jnp.ones(num_rows, bool)
+        batch_mask = valid_rows(batch, batch_mask)
         keys = jax.random.split(key, num_rows)
         remembered = jnp.broadcast_to(remember, (num_rows,))
-        state, infos = jax.lax.scan(
+        state, (info, row_masks) = jax.lax.scan(
             observe_row, state, (keys, batch, batch_mask, remembered)
         )
-        return state, _summary(*infos, batch_mask)
+        return state, _summary(info, row_masks, batch_mask)
 
     return lm.Learner(init, observe)

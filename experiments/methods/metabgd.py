@@ -1,7 +1,9 @@
 """Meta-BGD: Bayesian gradient descent on the meta-loss of La-MAML."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir, valid_rows
 from experiments.methods.cost import (
     Cost,
     bytes_of,
@@ -16,9 +19,22 @@ from experiments.methods.cost import (
     updates_per_row,
 )
 from experiments.methods.descent import clip_by_norm
-from experiments.methods.hyperparameters import Hyperparameters, check_given
 from experiments.methods.problem import Problem
+from experiments.schema.fields import POSITIVE, Count, Positive, Rate
+from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaBgdHyperparameters(Hyperparameters):
+    """What Meta-BGD is told besides."""
+
+    mc_samples: Count
+    """Monte-Carlo draws per update."""
+    std_init: Positive
+    """Initial standard deviation of every parameter."""
+    mean_learning_rate: Annotated[Rate, POSITIVE]
+    """Learning rate of the means (eta)."""
 
 
 class MetaBgdState(NamedTuple):
@@ -72,7 +88,9 @@ def bayes_update(
     return mean - rate * std**2 * grad, std * factor
 
 
-def make_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any]:
+def make_update(
+    loss_fn: lm.LossFn, hyper: MetaBgdHyperparameters
+) -> Callable[..., Any]:
     """Builds one update on given draws.
 
     Args:
@@ -96,12 +114,14 @@ def make_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any
     )
     clip = clip_by_norm(hyper.max_grad_norm)
 
-    def update(mean, std, noise, support, query, support_mask, query_mask):
-        def draw(sums, inputs):
-            noise, *data, support_mask, query_mask = inputs
+    def update(
+        mean, std, noise, support, query, support_mask, query_mask
+    ) -> tuple[lm.MetaParams, lm.MetaParams, MetaBgdInfo]:
+        def draw(sums, inputs) -> tuple[Any, MetaBgdInfo]:
+            noise, support, query, support_mask, query_mask = inputs
             params = jax.tree.map(lambda m, s, n: m + s * n, mean, std, noise)
             (loss, _), grads = meta_value_and_grad(
-                params, *data, support_mask, query_mask
+                params, support, query, support_mask, query_mask
             )
             info = MetaBgdInfo(loss, *map(optax.tree.norm, grads))
             clipped, _ = clip.update(grads.weights, optax.EmptyState())
@@ -119,7 +139,7 @@ def make_update(loss_fn: lm.LossFn, hyper: Hyperparameters) -> Callable[..., Any
         num_draws = infos.meta_loss.shape[0]
         expected = jax.tree.map(lambda total: total / num_draws, sums)
         pairs = jax.tree.map(
-            lambda *leaves: bayes_update(*leaves, hyper.mean_learning_rate),
+            functools.partial(bayes_update, rate=hyper.mean_learning_rate),
             mean,
             std,
             *expected,
@@ -137,22 +157,60 @@ def normal_like(key: lm.Key, tree: Any) -> Any:
     return unravel(jax.random.normal(key, flat.shape, flat.dtype))
 
 
-def _check(hyper: Hyperparameters) -> None:
-    if hyper.mc_samples is None or hyper.mc_samples < 1:
-        raise UserError(f"mc_samples: expected at least 1, received {hyper.mc_samples}")
-    check_given(hyper, "std_init", "mean_learning_rate")
-
-
-def cost(problem: Problem, hyper: Hyperparameters) -> Cost:
+def cost(problem: Problem, hyper: MetaBgdHyperparameters) -> Cost:
     """Counts a meta-gradient per draw and glance, and the reservoir."""
-    draws = hyper.mc_samples or 0
+    draws = hyper.mc_samples
     return Cost(
         updates_per_row(hyper) * draws * rows_in_meta_gradient(hyper),
         (hyper.capacity or 0) * bytes_of(problem.example),
     )
 
 
-def metabgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
+def _begin(
+    hyper: MetaBgdHyperparameters, weights: lm.Params
+) -> tuple[lm.Params, lm.Params, lm.Params, lm.Params]:
+    """Means of weights and step sizes, and the deviations of both."""
+    step_sizes, weight_stds, step_size_stds = (
+        jax.tree.map(lambda w, value=value: jnp.full_like(w, value), weights)
+        for value in (hyper.step_size_init, hyper.std_init, hyper.std_init)
+    )
+    return weights, step_sizes, weight_stds, step_size_stds
+
+
+def _draw(
+    hyper: Hyperparameters,
+    reservoir: lm.Reservoir,
+    add_key: lm.Key,
+    weights: lm.Params,
+    incoming: tuple[lm.Batch, lm.Mask, Any],
+    memory: lm.ReservoirState,
+    inputs: tuple[lm.Key, jax.Array],
+) -> tuple[lm.ReservoirState, Any]:
+    """Draws noise like ``weights``, a shuffle of the incoming rows, and rows to replay.
+
+    ``incoming`` are rows, their mask and whether they are remembered; ``inputs`` a key
+    and whether this is the draw that offers them to the reservoir.
+    """
+    key, is_first = inputs
+    batch, batch_mask, remember = incoming
+    noise_key, shuffle_key, replay_key = jax.random.split(key, 3)
+    support, support_mask, rows, row_mask = lm.split_support(
+        shuffle_key, batch, batch_mask, hyper.inner_steps
+    )
+    old, old_mask, memory = reservoir.sample_and_add(
+        replay_key,
+        add_key,
+        memory,
+        hyper.replay_size,
+        rows,
+        row_mask & remember & is_first,
+    )
+    query, query_mask = lm.join_replay(old, old_mask, batch, batch_mask)
+    noise = normal_like(noise_key, lm.MetaParams(weights, weights))
+    return memory, (noise, support, query, support_mask, query_mask)
+
+
+def metabgd(problem: Problem, hyper: MetaBgdHyperparameters) -> lm.Learner:
     """Meta-BGD: means and deviations of weights and step sizes by Bayes' rule.
 
     Each of ``glances`` updates takes ``mc_samples`` draws; each draw has parameters, a
@@ -169,47 +227,28 @@ def metabgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         arXiv:1906.05201; Zeno et al. 2018, arXiv:1803.10123.
 
     Raises:
-        UserError: ``mc_samples`` < 1, or a rate or deviation that is not above 0.
+        UserError: ``mc_samples`` < 1.
     """
-    _check(hyper)
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
+    if hyper.mc_samples < 1:
+        raise UserError(f"mc_samples: expected at least 1, received {hyper.mc_samples}")
+    reservoir = make_reservoir(hyper, problem.example)
     update = make_update(problem.loss_fn, hyper)
 
-    def init(key: lm.Key, weights: lm.Params) -> MetaBgdState:
-        del key
-        step_sizes, *stds = (
-            jax.tree.map(lambda w, value=value: jnp.full_like(w, value), weights)
-            for value in (hyper.step_size_init, hyper.std_init, hyper.std_init)
-        )
-        return MetaBgdState(weights, step_sizes, *stds, reservoir.init())
-
-    def observe(key, state, batch, batch_mask=None, remember: Any = True):
-        if batch_mask is None:
-            batch_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
-        weights = state.weights  # of which noise has the shapes
+    def observe(
+        key, state, batch, batch_mask=None, remember: Any = True
+    ) -> tuple[MetaBgdState, MetaBgdInfo]:
+        batch_mask = valid_rows(batch, batch_mask)
         glances_key, add_key = jax.random.split(key)
+        draw = functools.partial(
+            _draw,
+            hyper,
+            reservoir,
+            add_key,
+            state.weights,
+            (batch, batch_mask, remember),
+        )
 
-        def draw(memory, inputs):
-            key, is_first = inputs
-            noise_key, shuffle_key, replay_key = jax.random.split(key, 3)
-            support, support_mask, rows, row_mask = lm.split_support(
-                shuffle_key, batch, batch_mask, hyper.inner_steps
-            )
-            old, old_mask, memory = reservoir.sample_and_add(
-                replay_key,
-                add_key,
-                memory,
-                hyper.replay_size,
-                rows,
-                row_mask & remember & is_first,
-            )
-            query, query_mask = lm.join_replay(old, old_mask, batch, batch_mask)
-            noise = normal_like(noise_key, lm.MetaParams(weights, weights))
-            return memory, (noise, support, query, support_mask, query_mask)
-
-        def glance(state, inputs):
+        def glance(state, inputs) -> tuple[MetaBgdState, MetaBgdInfo]:
             key, is_first = inputs
             keys = jax.random.split(key, hyper.mc_samples)
             is_first &= jnp.arange(hyper.mc_samples) == 0
@@ -217,9 +256,14 @@ def metabgd(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
             mean = lm.MetaParams(state.weights, state.step_sizes)
             std = lm.MetaParams(state.weight_stds, state.step_size_stds)
             mean, std, info = update(mean, std, *draws)
-            return MetaBgdState(*mean, *std, memory), info
+            moments = mean.weights, mean.step_sizes, std.weights, std.step_sizes
+            return MetaBgdState(*moments, memory), info
 
         keys = jax.random.split(glances_key, hyper.glances)
         return jax.lax.scan(glance, state, (keys, jnp.arange(hyper.glances) == 0))
+
+    def init(key: lm.Key, weights: lm.Params) -> MetaBgdState:
+        del key
+        return MetaBgdState(*_begin(hyper, weights), reservoir.init())
 
     return lm.Learner(init, observe)

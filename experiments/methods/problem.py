@@ -8,6 +8,11 @@ import jax
 import lamaml_jax as lm
 
 
+def _no_logits(weights: lm.Params, images: jax.Array) -> jax.Array:
+    del weights, images
+    raise NotImplementedError("this problem has a loss, and no outputs of a network")
+
+
 class Problem(NamedTuple):
     """A loss, the network under it, and the form of one row."""
 
@@ -17,7 +22,7 @@ class Problem(NamedTuple):
     example: dict[str, jax.ShapeDtypeStruct]
     """One row of a batch: ``image``, ``label`` and, where the learner is told of tasks,
     ``task`` (int32). Its absence is the task-agnostic setting."""
-    logits_fn: Callable[[lm.Params, jax.Array], jax.Array] | None = None
+    logits_fn: Callable[[lm.Params, jax.Array], jax.Array] = _no_logits
     """``(weights, images [B, ...]) -> [B, Y]``, all outputs of the network."""
     num_tasks: int = 1
     """T."""

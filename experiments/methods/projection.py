@@ -1,5 +1,6 @@
 """What GEM and A-GEM make of a gradient that opposes those of past tasks."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -42,7 +43,7 @@ def _shared_bound(bound: jax.Array) -> jax.Array:
 
 
 @_shared_bound.def_vmap
-def _share(axis_size, in_batched, bound):
+def _share(axis_size, in_batched, bound) -> tuple[jax.Array, bool]:
     del axis_size, in_batched
     return _shared_bound(jnp.max(bound, axis=0)), False
 
@@ -71,7 +72,7 @@ def _rows(past: lm.Params) -> list[jax.Array]:
 def _products(past: lm.Params, gradient: lm.Params) -> jax.Array:
     """Inner products [T] of T trees with one."""
     pairs = zip(_rows(past), jax.tree.leaves(gradient), strict=True)
-    return sum(_dot(rows, leaf.reshape(-1)) for rows, leaf in pairs)
+    return jnp.asarray(sum(_dot(rows, leaf.reshape(-1)) for rows, leaf in pairs))
 
 
 def _gram(past: lm.Params, end: jax.Array) -> jax.Array:
@@ -83,8 +84,8 @@ def _gram(past: lm.Params, end: jax.Array) -> jax.Array:
         sizes.append(2 * sizes[-1])
     sizes[-1] = num_tasks
 
-    def make_branch(size):
-        def branch(rows):
+    def make_branch(size) -> Callable[[list[jax.Array]], jax.Array]:
+        def branch(rows) -> jax.Array:
             gram = sum(_dot(each[:size], each[:size].T) for each in rows)
             return jnp.pad(gram, (0, num_tasks - size))
 

@@ -40,7 +40,7 @@ def _multiply(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     return jnp.matmul(matrix, vector, precision="highest")
 
 
-def _minimise_free(matrix, target, free, ridge):
+def _minimise_free(matrix, target, free, ridge) -> jax.Array:
     """Minimises over the free variables, the others being 0."""
     used = jnp.where(free[:, None] & free[None, :], matrix, 0)
     used += jnp.diag(jnp.where(free, ridge, 1).astype(matrix.dtype))
@@ -48,7 +48,7 @@ def _minimise_free(matrix, target, free, ridge):
     return jax.scipy.linalg.cho_solve(factor, jnp.where(free, target, 0))
 
 
-def _approach(point, minimum, free):
+def _approach(point, minimum, free) -> tuple[jax.Array, jax.Array]:
     """Goes towards the minimum until a bound is met; binds the variables that met it.
 
     At length 0, which only variables at their bound can cause, all of these go.
@@ -59,6 +59,19 @@ def _approach(point, minimum, free):
     free = free & ~(is_blocked & (reach <= length))
     point = jnp.maximum(point + length * (minimum - point), 0)
     return jnp.where(free, point, 0), free
+
+
+def _start(target: jax.Array, is_idle: jax.Array, is_finite: jax.Array) -> _Search:
+    """All at their bounds, those free that would leave it."""
+    return _Search(
+        point=jnp.zeros_like(target),
+        free=target > 0,
+        lowest=jnp.full((), jnp.inf, target.dtype),
+        ridge=jnp.zeros((), target.dtype),
+        num_iterations=jnp.int32(0),
+        converged=is_idle,
+        is_done=is_idle | ~is_finite,
+    )
 
 
 def _step(matrix, target, search: _Search) -> _Search:
@@ -139,19 +152,10 @@ def minimise_above(
     target = -jnp.where(present, vector, 0) - _multiply(matrix, lower)
     is_finite = jnp.all(jnp.isfinite(matrix)) & jnp.all(jnp.isfinite(target))
     is_idle = ~jnp.any(present)
-    start = _Search(
-        point=jnp.zeros_like(target),
-        free=target > 0,
-        lowest=jnp.full((), jnp.inf, matrix.dtype),
-        ridge=jnp.zeros((), matrix.dtype),
-        num_iterations=jnp.int32(0),
-        converged=is_idle,
-        is_done=is_idle | ~is_finite,
-    )
     found = jax.lax.while_loop(
         lambda search: ~search.is_done & (search.num_iterations < limit),
         lambda search: _step(matrix, target, search),
-        start,
+        _start(target, is_idle, is_finite),
     )
     values = jnp.where(present, lower + found.point, 0)
     values = jnp.where(is_finite, values, jnp.nan)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir, scan_glances, valid_rows
 from experiments.methods.cost import (
     Cost,
     bytes_of,
@@ -15,8 +16,8 @@ from experiments.methods.cost import (
     updates_per_row,
 )
 from experiments.methods.descent import clipped_sgd
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
+from experiments.schema.hyperparameters import Hyperparameters
 
 
 class SgdState(NamedTuple):
@@ -38,7 +39,7 @@ class SgdInfo(NamedTuple):
 
 def make_update(
     loss_fn: lm.LossFn, hyper: Hyperparameters
-) -> tuple[optax.GradientTransformation, Callable]:
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Builds one step of SGD on given rows.
 
     Args:
@@ -50,19 +51,21 @@ def make_update(
         opt_state, info``.
     """
 
-    def mean_loss(weights, rows, mask):
+    def mean_loss(weights, rows, mask) -> jax.Array:
         return lm.losses.masked_mean(loss_fn(weights, rows), mask)
 
     return _make_descent(mean_loss, hyper)
 
 
 def _make_descent(
-    mean_loss: Callable[..., jax.Array], hyper: Hyperparameters
-) -> tuple[optax.GradientTransformation, Callable]:
+    mean_loss: Callable[..., Any], hyper: Hyperparameters
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """Builds the step of ``make_update`` on ``mean_loss(weights, rows, mask)``."""
     tx = clipped_sgd(hyper)
 
-    def update(weights, opt_state, rows, mask):
+    def update(
+        weights, opt_state, rows, mask
+    ) -> tuple[lm.Params, optax.OptState, SgdInfo]:
         loss, grads = jax.value_and_grad(mean_loss)(weights, rows, mask)
         updates, opt_state = tx.update(grads, opt_state, weights)
         info = SgdInfo(loss, optax.tree.norm(grads))
@@ -95,11 +98,10 @@ def _sgd_learner(
         batch_mask: lm.Mask | None = None,
         remember: Any = True,
     ) -> tuple[SgdState, SgdInfo]:
-        if batch_mask is None:
-            batch_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        batch_mask = valid_rows(batch, batch_mask)
         replay_key, add_key = jax.random.split(key)
 
-        def glance(state, inputs):
+        def glance(state, inputs) -> tuple[SgdState, SgdInfo]:
             glance_key, is_last = inputs
             rows, row_mask, memory = batch, batch_mask, None
             if reservoir is not None:
@@ -118,9 +120,7 @@ def _sgd_learner(
             )
             return SgdState(weights, opt_state, memory), info
 
-        keys = jax.random.split(replay_key, hyper.glances)
-        is_last = jnp.arange(hyper.glances) == hyper.glances - 1
-        return jax.lax.scan(glance, state, (keys, is_last))
+        return scan_glances(glance, state, replay_key, hyper.glances)
 
     return lm.Learner(init, observe)
 
@@ -139,9 +139,7 @@ def er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Chaudhry et al. 2019, arXiv:1902.10486.
     """
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
+    reservoir = make_reservoir(hyper, problem.example)
     return _sgd_learner(make_update(problem.loss_fn, hyper), hyper, reservoir)
 
 
@@ -154,11 +152,9 @@ def er_ace(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Caccia et al. 2022, arXiv:2104.05025.
     """
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance
-    )
+    reservoir = make_reservoir(hyper, problem.example)
 
-    def mean_loss(weights, rows, mask):
+    def mean_loss(weights, rows, mask) -> Any:
         logits = problem.logits_fn(weights, rows["image"])
         is_replayed = jnp.arange(mask.shape[0]) < hyper.replay_size
         losses = lm.losses.asymmetric_cross_entropy(

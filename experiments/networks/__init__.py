@@ -13,12 +13,11 @@ from experiments.networks.own import Pair as Pair
 from experiments.networks.own import from_equinox as from_equinox
 from experiments.networks.own import from_nnx as from_nnx
 from experiments.networks.running import check_stateless, of_linen, takes_train
+from experiments.schema.benchmark import PUBLISHED
 from experiments.support import registry
 from experiments.support.errors import UserError
 from experiments.support.suggestions import did_you_mean
 
-PUBLISHED = "published"
-"""The network of the paper: of ``channels`` and ``hidden`` of a benchmark."""
 REDUCED_RESNET = "reduced-resnet18"
 """The network of the online benchmarks, with stages of ``channels``."""
 REDUCED_RESNET_BATCHNORM = "reduced-resnet18-batchnorm"

@@ -1,126 +1,148 @@
 """Methods against benchmarks, in the layout of the paper's tables 1 and 3."""
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.report import tables
-from experiments.report.entries import Row, Spread
+from experiments.report import columns, tables, wording
+from experiments.report.columns import Column
+from experiments.report.entries import Entry
+from experiments.run_folder import ANYTIME_METRICS
 from experiments.support.styles import NAMES
-from experiments.training import costs
 
-# Benchmarks that stand in one table, by the beginning of their names.
-_FAMILIES = (
-    ("MNIST", ("mnist-",)),
-    ("CIFAR-100 and Tiny ImageNet", ("cifar100-", "tinyimagenet-")),
-    ("Fashion-MNIST", ("fashion-mnist-",)),
-    ("Digits", ("digits-",)),
+# What a cell gives: heading, metric, and the name of others' figures.
+_METRICS = (
+    ("RA %", "retained_accuracy", "ra"),
+    ("BTI", "backward_transfer_interference", "bti"),
 )
-_OTHER = "Other benchmarks"
-# The order of columns, by a word of the benchmark's name.
-_COLUMNS = ("rotations", "permutations", "many", "cifar100", "tinyimagenet")
+_ONLINE = (
+    ("RA %", "retained_accuracy", "ra"),
+    *(
+        (heading, metric, "")
+        for heading, metric in zip(("AAA %", "WC-ACC %"), ANYTIME_METRICS, strict=True)
+    ),
+)
 
 
 class Comparison(NamedTuple):
-    """One table: a row per method, three columns per benchmark."""
+    """Benchmarks that stand in one table, a row per method."""
 
     title: str
     num_seeds: int
     """Of most cells; the others name theirs."""
     benchmarks: tuple[str, ...]
     labels: tuple[str, ...]
-    cells: dict[tuple[str, str], Row]
+    cells: dict[tuple[str, str], Entry]
     """By label and benchmark."""
 
+    @property
+    def heading(self) -> str:
+        """The title, with the number of seeds."""
+        seeds = "seed" if self.num_seeds == 1 else "seeds"
+        return f"{self.title}, {self.num_seeds} {seeds}"
 
-def _family(benchmark: str) -> str:
-    for title, beginnings in _FAMILIES:
-        if benchmark.startswith(beginnings):
-            return title
-    return _OTHER
+    def of(self, benchmark: str) -> list[Entry]:
+        """The entries of one benchmark, best RA first."""
+        found = [entry for (_, b), entry in self.cells.items() if b == benchmark]
+        return sorted(found, key=lambda entry: -entry.retained_accuracy.mean())
 
 
-def _column(benchmark: str) -> int:
-    found = [n for n, word in enumerate(_COLUMNS) if word in benchmark]
-    return found[0] if found else len(_COLUMNS)
+def rank(entry: Entry) -> tuple[int, str]:
+    """Where a method stands in tables, for sorting; a person's own come last."""
+    order = list(NAMES)
+    known = entry.method in order
+    return (order.index(entry.method) if known else len(order), entry.label)
 
 
-def compare(rows: Sequence[Row]) -> list[Comparison]:
-    """Sorts the rows of a report into comparisons.
+def compare(entries: Sequence[Entry]) -> list[Comparison]:
+    """Sorts the entries of a report into comparisons.
 
     Args:
-        rows: from ``rows.make_rows``.
+        entries: from ``entries.make_entries``.
 
     Returns:
-        One comparison per family of benchmarks, those of the paper first; methods in
-        the order of ``styles.NAMES``, runs of other settings after their method.
+        One comparison per section of ``wording``, in its order; methods in the order of
+        ``styles.NAMES``, runs of other settings after their method.
     """
-    titles = [title for title, _ in _FAMILIES] + [_OTHER]
-    order = list(NAMES)
-
-    def rank(row: Row) -> tuple[int, str]:
-        method = row.entry.method
-        return (order.index(method) if method in order else len(order), row.label)
-
-    found = []
-    for title in titles:
-        part = [row for row in rows if _family(row.benchmark) == title]
-        if part:
-            labels = dict.fromkeys(row.label for row in sorted(part, key=rank))
-            names = dict.fromkeys(row.benchmark for row in part)
-            benchmarks = sorted(names, key=_column)
-            cells = {(row.label, row.benchmark): row for row in part}
-            num_seeds = statistics.mode(row.num_used for row in part)
-            found.append(
-                Comparison(title, num_seeds, tuple(benchmarks), tuple(labels), cells)
-            )
-    return found
+    ordered = sorted(entries, key=lambda e: wording.benchmark_order(e.benchmark))
+    groups: dict[str, list[Entry]] = {}
+    for entry in ordered:
+        groups.setdefault(wording.section_title(entry.benchmark), []).append(entry)
+    return [
+        Comparison(
+            title,
+            statistics.mode(entry.num_used for entry in part),
+            tuple(dict.fromkeys(entry.benchmark for entry in part)),
+            tuple(dict.fromkeys(entry.label for entry in sorted(part, key=rank))),
+            {(entry.label, entry.benchmark): entry for entry in part},
+        )
+        for title, part in groups.items()
+    ]
 
 
-def _text(spread: Spread, count: str) -> str:
-    if np.isnan(spread.mean):
-        return "-"
-    sd = "" if np.isnan(spread.sd) else f" ± {spread.sd:.1f}"
-    return f"{spread.mean:z.1f}{sd}{count}"
-
-
-def _published(row: Row, name: str) -> str:
-    values = [getattr(figure, name) for figure in row.entry.published]
+def _published(entry: Entry, name: str) -> str:
+    values = [getattr(figure, name) for figure in entry.published if name]
     known = [f"{value:.1f}" for value in values if not np.isnan(value)]
     return f" [{', '.join(known)}]" if known else ""
 
 
-def _cost(row: Row) -> str:
-    seconds = tables.seconds_text(row)
-    memory = tables.memory_text(row)
-    texts = (tables.gradients_text(row), seconds, memory and f"{memory} MB")
-    return ", ".join(filter(None, texts))
+def _cell(entry: Entry, metric: str, name: str, count: str) -> str:
+    spread = entry.spread(metric)
+    if spread is None or np.isnan(spread.mean):
+        return "-"
+    return f"{spread}{count}{_published(entry, name)}"
 
 
-def table(comparison: Comparison) -> list[list[str]]:
-    """Returns the texts of a comparison, its heading first."""
-    head = ["method"]
+def cost_text(entry: Entry) -> str:
+    """Gradients per row, seconds and bytes, as far as they are known."""
+    memory = columns.memory_text(entry)
+    parts = (columns.gradients_text(entry), columns.seconds_text(entry))
+    return ", ".join(filter(None, (*parts, memory and f"{memory} MB")))
+
+
+def accuracy_table(comparison: Comparison) -> tables.Table:
+    """RA and BTI of each benchmark; of online streams RA and the anytime measures."""
+    head, body = ["method"], [[label] for label in comparison.labels]
     for benchmark in comparison.benchmarks:
-        head += [f"{benchmark} RA %", f"{benchmark} BTI", f"{benchmark} cost"]
-    lines = [head]
-    for label in comparison.labels:
-        line = [label]
-        for benchmark in comparison.benchmarks:
-            row = comparison.cells.get((label, benchmark))
-            if row is None:
-                line += ["", "", ""]
+        entries = comparison.of(benchmark)
+        is_online = any(entry.spread(ANYTIME_METRICS[0]) for entry in entries)
+        metrics = _ONLINE if is_online else _METRICS
+        title = wording.benchmark_title(benchmark)
+        head += [f"{title} {heading}" for heading, _, _ in metrics]
+        for line in body:
+            entry = comparison.cells.get((line[0], benchmark))
+            if entry is None:
+                line += [""] * len(metrics)
                 continue
-            usual = row.num_used == comparison.num_seeds
-            count = "" if usual else f" ({row.num_used})"
-            for spread, name in zip(row.spreads[:2], ("ra", "bti"), strict=True):
-                line.append(_text(spread, count) + _published(row, name))
-            line.append(_cost(row))
-        lines.append(line)
-    return lines
+            usual = entry.num_used == comparison.num_seeds
+            count = "" if usual else f" ({entry.num_used})"
+            line += [_cell(entry, metric, name, count) for _, metric, name in metrics]
+    return tables.table([head, *body])
+
+
+def cost_table(comparison: Comparison) -> tables.Table:
+    """What each benchmark cost each method."""
+    titles = [wording.benchmark_title(b) for b in comparison.benchmarks]
+    lines = [["method", *(f"{title} cost" for title in titles)]]
+    for label in comparison.labels:
+        found = [comparison.cells.get((label, b)) for b in comparison.benchmarks]
+        lines.append([label, *("" if e is None else cost_text(e) for e in found)])
+    return tables.table(lines)
+
+
+def overview_table(comparisons: Sequence[Comparison]) -> tables.Table:
+    """RA of every method on every benchmark."""
+    entries = [entry for each in comparisons for entry in each.cells.values()]
+    labels = dict.fromkeys(entry.label for entry in sorted(entries, key=rank))
+    benchmarks = [b for each in comparisons for b in each.benchmarks]
+    cells = {(entry.label, entry.benchmark): entry for entry in entries}
+    lines = [["method", *map(wording.benchmark_title, benchmarks)]]
+    for label in labels:
+        found = [cells.get((label, benchmark)) for benchmark in benchmarks]
+        lines.append([label, *("" if e is None else columns.RA.text(e) for e in found)])
+    return tables.table(lines)
 
 
 NOTE = (
@@ -134,58 +156,39 @@ NOTE = (
 )
 
 
-def heading(comparison: Comparison) -> str:
-    """Returns the title of a comparison, with its number of seeds."""
-    seeds = "seed" if comparison.num_seeds == 1 else "seeds"
-    return f"{comparison.title}, {comparison.num_seeds} {seeds}"
-
-
 def markdown(comparisons: Sequence[Comparison]) -> str:
-    """Every comparison as a Markdown table under its title."""
+    """Every comparison as Markdown under its title: accuracies, then costs."""
     parts = []
-    for comparison in comparisons:
-        lines = table(comparison)
-        lines.insert(1, ["---"] + ["---:"] * (len(lines[0]) - 1))
-        escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-        text = "".join(f"| {' | '.join(line)} |\n" for line in escaped)
-        parts.append(f"## {heading(comparison)}\n\n{text}")
+    for each in comparisons:
+        parts.append(f"## {each.heading}\n\n{tables.markdown(accuracy_table(each))}")
+        costs = tables.markdown(cost_table(each))
+        parts.append(f"## What it cost: {each.title}\n\n{costs}")
     return "\n".join([*parts, NOTE + "\n"])
 
 
-def comma_separated(rows: Sequence[Row]) -> str:
+def _others(entry: Entry, name: str) -> str:
+    values = [getattr(figure, name) for figure in entry.published]
+    if name == "source":
+        return "; ".join(values)
+    return "; ".join("" if np.isnan(value) else repr(value) for value in values)
+
+
+_CSV = (
+    Column("", str, ("table",), lambda e: [wording.section_title(e.benchmark)]),
+    columns.BENCHMARK,
+    Column("", str, ("method",), lambda e: [e.label]),
+    *(columns.RA, columns.BTI),
+    Column("", str, ("num_seeds",), lambda e: [e.num_used]),
+    Column(
+        "",
+        str,
+        ("others_ra", "others_bti", "others_source"),
+        lambda e: [_others(e, name) for name in ("ra", "bti", "source")],
+    ),
+    *(columns.GRADIENTS, columns.MEMORY, columns.SECONDS),
+)
+
+
+def comma_separated(entries: Sequence[Entry]) -> str:
     """One line per method and benchmark with the published figures, full precision."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    head = ["table", "benchmark", "method", "ra_mean", "ra_sd", "bti_mean", "bti_sd"]
-    head += ["num_seeds", "others_ra", "others_bti", "others_source"]
-    head += [
-        costs.GRADIENT_EVALUATIONS,
-        costs.MEMORY_BYTES,
-        "train_s_per_seed",
-        "device",
-    ]
-    writer.writerow(head)
-
-    def known(value):
-        return "" if value is None or np.isnan(value) else repr(float(value))
-
-    for row in rows:
-        spreads = [known(value) for pair in row.spreads[:2] for value in pair]
-        others = row.entry.published
-        writer.writerow(
-            [
-                _family(row.benchmark),
-                row.benchmark,
-                row.label,
-                *spreads,
-                row.num_used,
-                "; ".join(known(other.ra) for other in others),
-                "; ".join(known(other.bti) for other in others),
-                "; ".join(other.source for other in others),
-                known(row.gradient_evaluations),
-                row.memory_bytes,
-                known(row.train_s),
-                row.device,
-            ]
-        )
-    return buffer.getvalue()
+    return columns.comma_separated(entries, _CSV)

@@ -1,17 +1,21 @@
-"""Rows of a report: which runs stand together, and what tells them apart."""
+"""Entries of a report: which runs stand together, and what tells them apart."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import run_folder
-from experiments.report import published
-from experiments.report.figures import Entry
-from experiments.run_folder import ANYTIME_METRICS, METRICS, Run
+from experiments.report import old_costs, published, wording
+from experiments.run_folder import (
+    ANYTIME_METRICS,
+    GRADIENT_EVALUATIONS,
+    MEMORY_BYTES,
+    METRICS,
+    Run,
+)
 from experiments.support import styles
-from experiments.training import costs
 
 # What may differ between runs without making one a variant of the other.
 _NOT_SETTINGS = {
@@ -19,12 +23,11 @@ _NOT_SETTINGS = {
     *("probes", "alignment", "eval_every", "presets_from"),
     *("anytime_every", "anytime_rows"),
 }
-# Measured along a run: the same for all seeds, and with a leading seed axis.
-_SHARED = ("probe_updates", "probe_tasks", "alignment_after", "anytime_after")
-_BY_SEED = (
+# Measured along a run, with a leading seed axis.
+_BY_SEED = {
     *("probe_slow", "probe_fast", "step_size_quantiles", "task_alignment"),
     "anytime_accuracy",
-)
+}
 
 
 class Spread(NamedTuple):
@@ -42,31 +45,115 @@ class Spread(NamedTuple):
         return f"{self.mean:z.1f}{sd}"
 
 
-class Row(NamedTuple):
-    """One run in a table; percent and percentage points."""
+class Entry(NamedTuple):
+    """One run in a report: what its tables and figures say of it."""
 
     benchmark: str
+    """What it is compared within: a benchmark and what is unusual of the protocol."""
     label: str
+    """Name of the method and, where several runs have it, what tells them apart."""
+    variant: int
+    """0 for the first run of a method on a benchmark, 1 for the next."""
     run: Run
-    spreads: tuple[Spread, ...]
-    """In the order of ``METRICS``."""
-    num_used: int
-    """Seeds that have a result."""
-    train_s: float | None
-    """Of training per seed, seconds: processor time on a CPU; on an accelerator, which
-    its seeds share, the wall time over their number."""
-    device: str
-    """What it was trained on, such as "cpu" or "NVIDIA H200"."""
-    gradient_evaluations: float | None
-    """Per row of the stream, as ``methods.cost.Cost`` counts them."""
-    memory_bytes: int | None
-    """Rows kept, and logits kept with them."""
-    entry: Entry
-    anytime: tuple[Spread, ...] = ()
-    """In the order of ``ANYTIME_METRICS``, where the run has them."""
+    percent: Mapping[str, np.ndarray]
+    """[S] of the seeds that have a result, percent or percentage points: ``METRICS``,
+    and ``ANYTIME_METRICS`` where it has them. NaN where it means nothing."""
+    published: tuple[published.Published, ...]
+    """Figures of others that it may be set beside."""
+    cost: Mapping[str, float]
+    """Under the names of run folders; empty where not known."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method on the command line."""
+        return self.run.config["method"]
+
+    @property
+    def style(self) -> styles.Style:
+        """Colour and marker of the method."""
+        return styles.STYLES.get(self.method, styles.OTHER)
+
+    @property
+    def has_result(self) -> np.ndarray:
+        """[S] booleans of all seeds."""
+        return run_folder.has_result(self.run)
+
+    @property
+    def num_used(self) -> int:
+        """Number of seeds that have a result."""
+        return int(self.has_result.sum())
+
+    @property
+    def title(self) -> str:
+        """The label, and how many seeds count where some have no result."""
+        used = self.has_result
+        return self.label + (
+            "" if used.all() else f" [{used.sum()} of {used.size} seeds]"
+        )
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """[S, T, T] fractions of the seeds that have a result."""
+        return self.run.accuracy[self.has_result]
+
+    @property
+    def retained_accuracy(self) -> np.ndarray:
+        """[S] percent."""
+        return self.percent["retained_accuracy"]
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """Names of the leaves that have step sizes."""
+        return tuple(self.run.summary.get("step_size_leaves", ()))
+
+    @property
+    def gradient_evaluations(self) -> float | None:
+        """Per row of the stream, as ``methods.cost.Cost`` counts them."""
+        return self.cost.get(GRADIENT_EVALUATIONS)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Rows kept, and logits kept with them."""
+        found = self.cost.get(MEMORY_BYTES)
+        return None if found is None else int(found)
+
+    @property
+    def device(self) -> str:
+        """What it was trained on, such as "cpu" or "NVIDIA H200"."""
+        return str(self.run.environment.get("device", "cpu"))
+
+    @property
+    def train_s(self) -> float | None:
+        """Of training per seed, seconds.
+
+        Processor time on a CPU; on an accelerator, which its seeds share, the wall time
+        over their number.
+        """
+        timing = self.run.summary["timing"]
+        if self.device.lower() == "cpu":
+            return timing.get("train_cpu_s_per_seed")
+        side_by_side = timing.get("seeds_side_by_side", self.run.seeds.size)
+        return timing["train_s"] / side_by_side if "train_s" in timing else None
+
+    def spread(self, metric: str) -> Spread | None:
+        """Mean and sd of one of ``percent``; None if it is not there."""
+        values = self.percent.get(metric)
+        return None if values is None else spread(values)
+
+    def measure(self, name: str) -> np.ndarray | None:
+        """What was measured along the run, of the seeds that have a result.
+
+        Args:
+            name: an array of the run folder, such as ``probe_slow`` or
+                ``anytime_accuracy``; None is returned where it has none.
+        """
+        array = self.run.arrays.get(name)
+        return (
+            array[self.has_result] if array is not None and name in _BY_SEED else array
+        )
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float] | np.ndarray) -> Spread:
     """Returns mean and sample sd of at least one value; sd NaN for one value."""
     array = np.asarray(values, np.float64)
     sd = array.std(ddof=1) if array.size > 1 else np.nan
@@ -81,7 +168,8 @@ def _shown(key: str, config: dict[str, Any]) -> str:
     return f"{name} {value if isinstance(value, str) else json.dumps(value)}"
 
 
-def _seeds_text(seeds: Sequence[int]) -> str:
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Names seeds: the first and the last where they follow one another."""
     if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
         return f"seeds {seeds[0]}-{seeds[-1]}"
     return f"seeds {' '.join(map(str, seeds))}"
@@ -107,7 +195,7 @@ def variant_labels(runs: Sequence[Run]) -> list[str]:
     ]
     labels = [", ".join(_shown(key, config) for key in keys) for config in configs]
     extras = (
-        [_seeds_text(run.config["seeds"]) for run in runs],
+        [seeds_text(run.config["seeds"]) for run in runs],
         [run.folder.name for run in runs],
         [str(run.folder) for run in runs],
     )
@@ -122,56 +210,24 @@ def variant_labels(runs: Sequence[Run]) -> list[str]:
     return labels
 
 
-def _train_s(run: Run, device: str) -> float | None:
-    timing = run.summary["timing"]
-    if device.lower() == "cpu":
-        return timing.get("train_cpu_s_per_seed")
-    side_by_side = timing.get("seeds_side_by_side", run.seeds.size)
-    return timing["train_s"] / side_by_side if "train_s" in timing else None
-
-
-def _row(run: Run, benchmark: str, variant: int, suffix: str) -> Row:
+def _entry(run: Run, benchmark: str, variant: int, suffix: str) -> Entry:
     used = run_folder.has_result(run)
-    method = run.config["method"]
+    method = str(run.config["method"])
     name = styles.NAMES.get(method, method)
-    percent = [100 * run.summary[metric][used] for metric in METRICS]
     has_anytime = "anytime_accuracy" in run.arrays
-    known = ANYTIME_METRICS if has_anytime else ()
-    anytime = [100 * run.summary[metric][used] for metric in known]
+    known = METRICS + (ANYTIME_METRICS if has_anytime else ())
+    percent = {metric: 100 * run.summary[metric][used] for metric in known}
     if method in styles.MIXED:
-        percent[1:] = [np.full_like(percent[0], np.nan)] * 3
-        anytime = [np.full_like(percent[0], np.nan) for _ in anytime]
-    label = f"{name} ({suffix})" if suffix else name
-    missing = "" if used.all() else f" [{used.sum()} of {used.size} seeds]"
-    cost = run.summary.get("cost") or costs.derive(run.config)
-    evaluations = cost.get(costs.GRADIENT_EVALUATIONS)
-    entry = Entry(
-        label + missing,
-        method,
-        variant,
-        run.accuracy[used],
-        percent[0],
-        percent[1],
-        published.look_up(run.config),
-        {name: run.arrays[name] for name in _SHARED if name in run.arrays}
-        | {name: run.arrays[name][used] for name in _BY_SEED if name in run.arrays},
-        tuple(run.summary.get("step_size_leaves", ())),
-        evaluations,
-    )
-    device = str(run.environment.get("device", "cpu"))
-    spreads = tuple(map(spread, percent))
-    return Row(
+        nothing = np.full(int(used.sum()), np.nan)
+        percent |= dict.fromkeys(known[1:], nothing)
+    return Entry(
         benchmark,
-        label,
+        f"{name} ({suffix})" if suffix else name,
+        variant,
         run,
-        spreads,
-        int(used.sum()),
-        _train_s(run, device),
-        device,
-        evaluations,
-        cost.get(costs.MEMORY_BYTES),
-        entry,
-        tuple(map(spread, anytime)),
+        percent,
+        published.look_up(run.config),
+        run.summary.get("cost") or old_costs.derive(run.config),
     )
 
 
@@ -184,22 +240,26 @@ def protocol(config: dict[str, Any]) -> str:
     return "-".join([config["benchmark"], *other])
 
 
-def make_rows(runs: Sequence[Run]) -> list[Row]:
+def make_entries(runs: Sequence[Run]) -> list[Entry]:
     """Groups runs by protocol and length, labels them, and sorts each group by RA.
 
     Args:
         runs: from ``run_folder.read``.
 
     Returns:
-        One row per run; a benchmark run with several numbers of tasks becomes several
-        benchmarks, because their figures do not compare.
+        One entry per run, in the order of ``wording.benchmark_order``; a benchmark run
+        with several numbers of tasks becomes several benchmarks, because their figures
+        do not compare.
     """
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         key = protocol(run.config), run.config["num_tasks"]
         groups.setdefault(key, []).append(run)
-    rows = []
-    for (benchmark, num_tasks), group in sorted(groups.items()):
+    entries = []
+    ordered = sorted(
+        groups.items(), key=lambda each: (wording.benchmark_order(each[0][0]), each[0])
+    )
+    for (benchmark, num_tasks), group in ordered:
         lengths = [key for key in groups if key[0] == benchmark]
         title = f"{benchmark}-{num_tasks}-tasks" if len(lengths) > 1 else benchmark
         methods = [run.config["method"] for run in group]
@@ -207,6 +267,6 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
         for method in dict.fromkeys(methods):
             same = [run for run in group if run.config["method"] == method]
             for variant, suffix in enumerate(variant_labels(same)):
-                part.append(_row(same[variant], title, variant, suffix))
-        rows += sorted(part, key=lambda row: -row.spreads[0].mean)
-    return rows
+                part.append(_entry(same[variant], title, variant, suffix))
+        entries += sorted(part, key=lambda entry: -entry.retained_accuracy.mean())
+    return entries

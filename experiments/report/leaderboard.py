@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from experiments import run_folder
-from experiments.report import tables
-from experiments.report.entries import Row, make_rows
+from experiments.report import columns, terminal
+from experiments.report.entries import Entry, make_entries
 from experiments.support import naming
 
 
@@ -43,30 +43,30 @@ def leaderboard(
             skipped.append(str(error))
     if not runs:
         raise run_folder.RunFolderError("no run to compare: " + "; ".join(skipped))
-    rows = make_rows(runs)
-    text = tables.markdown(rows, skipped)
+    entries = make_entries(runs)
+    text = columns.markdown(entries, skipped)
     run_folder.write_file(out / "leaderboard.md", text.encode())
-    values = tables.comma_separated(rows)
+    values = columns.comma_separated(entries)
     run_folder.write_file(out / "leaderboard.csv", values.encode())
-    tables.show(rows, skipped, console)
+    terminal.show(entries, skipped, console)
     say = functools.partial(console.print, soft_wrap=True, markup=False)
     say(f"all points are ranked in {out / 'leaderboard.md'} and .csv")
     seen = set()
-    for row in rows:  # the best first
-        parent = row.run.folder.parent
+    for entry in entries:  # the best first
+        parent = entry.run.folder.parent
         if parent not in seen:
             seen.add(parent)
-            best = json.dumps(_best(row), indent=2)
+            best = json.dumps(_best(entry), indent=2)
             path = parent / "best.json"
             run_folder.write_file(path, f"{best}\n".encode())
-            say(f"the best of {row.run.config['method']}, on test tasks:")
+            say(f"the best of {entry.run.config['method']}, on test tasks:")
             command = [*naming.command(), "run", "--config", str(path)]
             command += [word for each in plugins for word in ("--plugin", each)]
             say(f"  {shlex.join(command)}")
 
 
-def _best(row: Row) -> dict[str, Any]:
+def _best(entry: Entry) -> dict[str, Any]:
     """Everything that decides a run's numbers, but that it is for validation."""
-    config = dict(row.run.config)
+    config = dict(entry.run.config)
     del config["evaluate_on"]
     return config

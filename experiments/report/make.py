@@ -1,23 +1,31 @@
-"""Tables and figures from run folders; reads only what is stored, never trains."""
+"""Tables, figures and a page from run folders; reads what is stored, never trains."""
 
 import functools
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.markup import escape
 
 from experiments import bench, run_folder
-from experiments.report import comparison, figures, tables
+from experiments.report import (
+    columns,
+    comparison,
+    figures,
+    provenance,
+    sections,
+    terminal,
+)
 from experiments.report import page as pages
-from experiments.report.entries import make_rows
+from experiments.report.entries import Entry, make_entries
+from experiments.report.sections import Records
 from experiments.run_folder import RunFolderError
+from experiments.support import naming
 from experiments.support.errors import UserError
 
-# The figure that a page opens with, where there are such runs: the paper's claim is
-# about images.
-_OPENING = "cifar100-split_bars"
+_FEW = 4
+"""Run folders that the next command names."""
 
 
 class ReportFiles(NamedTuple):
@@ -34,6 +42,63 @@ class ReportFiles(NamedTuple):
     """Why each run that is not in the tables is not, in a sentence."""
 
 
+def read_runs(
+    paths: Iterable[Path | str | run_folder.Run],
+) -> tuple[list[run_folder.Run], list[str]]:
+    """Reads all runs among and below paths that have a result.
+
+    Args:
+        paths: run folders, or parents of them, or runs that were read.
+
+    Returns:
+        The runs, and why each of the others is left out.
+
+    Raises:
+        RunFolderError: a path without runs, or no run has a result.
+    """
+    runs, skipped = [], []
+    given = [x.folder if isinstance(x, run_folder.Run) else Path(x) for x in paths]
+    for folder in run_folder.find(given):
+        try:
+            runs.append(run_folder.read(folder))
+        except RunFolderError as error:
+            skipped.append(str(error))
+    if not runs:
+        raise RunFolderError("no run to report on: " + "; ".join(skipped))
+    return runs, skipped
+
+
+def _check_formats(formats: Sequence[str]) -> None:
+    for name in formats:
+        if name not in figures.FORMATS:
+            known = ", ".join(figures.FORMATS)
+            raise UserError(f"unknown format {name!r}; choose of: {known}")
+
+
+def _draw(
+    out_dir: Path, entries: Sequence[Entry], formats: Sequence[str]
+) -> dict[str, list[Path]]:
+    """Draws the figures of each benchmark; returns their files by its name."""
+    drawn = {}
+    for benchmark in dict.fromkeys(entry.benchmark for entry in entries):
+        part = [entry for entry in entries if entry.benchmark == benchmark]
+        drawn[benchmark] = figures.write(out_dir, benchmark, part, formats)
+    return drawn
+
+
+def _draw_scaling(
+    out_dir: Path, measured: Sequence[Records], formats: Sequence[str]
+) -> list[Path]:
+    scaled = [records["scaling"] for records in measured if "scaling" in records]
+    files = []
+    for number, record in enumerate(scaled, start=1):
+        path = out_dir / ("scaling" + f"-{number}" * (len(scaled) > 1))
+        first = record.results[0]
+        draw = functools.partial(figures.scaling, first.title, first.rows)
+        files += figures.save(draw, path, formats)
+    return files
+
+
 def make_report(
     paths: Iterable[Path | str | run_folder.Run],
     out_dir: Path | str,
@@ -42,14 +107,14 @@ def make_report(
     formats: Sequence[str] = (),
     console: Console | None = None,
 ) -> ReportFiles:
-    """Writes tables and figures (PNG) of any set of runs, and prints the tables.
+    """Writes tables and figures (PNG) of any set of runs, and prints a table.
 
     Args:
         paths: run folders, or parents of them, or runs that were read.
         out_dir: made if need be; files of an earlier report are replaced.
         benches: records of ``bench --json``; they join the page, and scaling is drawn.
         formats: of ``figures.FORMATS``, what figures are also written as.
-        console: where the tables are printed; standard output if None.
+        console: where the table is printed; standard output if None.
 
     Returns:
         The files, and why runs were left out: those that are unfinished, damaged, of
@@ -62,64 +127,36 @@ def make_report(
         UserError: a damaged record, or an unknown format.
     """
     console = Console() if console is None else console
-    for name in formats:
-        if name not in figures.FORMATS:
-            known = ", ".join(figures.FORMATS)
-            raise UserError(f"unknown format {name!r}; choose of: {known}")
+    _check_formats(formats)
     measured = [bench.read(path) for path in benches]
-    runs, skipped = [], []
-    given = [x.folder if isinstance(x, run_folder.Run) else Path(x) for x in paths]
-    for folder in run_folder.find(given):
-        try:
-            runs.append(run_folder.read(folder))
-        except RunFolderError as error:
-            skipped.append(str(error))
-    if not runs:
-        raise RunFolderError("no run to report on: " + "; ".join(skipped))
-    out_dir = Path(out_dir)
-    rows = make_rows(runs)
+    runs, skipped = read_runs(paths)
+    entries, out_dir = make_entries(runs), Path(out_dir)
+    compared, page = comparison.compare(entries), out_dir / "report.html"
     run_folder.make_folder(out_dir)
-    table_md, table_csv = out_dir / "table.md", out_dir / "table.csv"
-    run_folder.write_file(table_md, tables.markdown(rows, skipped).encode())
-    run_folder.write_file(table_csv, tables.comma_separated(rows).encode())
-    compared = comparison.compare(rows)
-    comparison_md, comparison_csv = (
-        out_dir / f"comparison.{ending}" for ending in ("md", "csv")
+    texts = (
+        ("table.md", columns.markdown(entries, skipped)),
+        ("table.csv", columns.comma_separated(entries)),
+        ("comparison.md", comparison.markdown(compared)),
+        ("comparison.csv", comparison.comma_separated(entries)),
     )
-    run_folder.write_file(comparison_md, comparison.markdown(compared).encode())
-    run_folder.write_file(comparison_csv, comparison.comma_separated(rows).encode())
-    tables.show(rows, skipped, console)
-    written: list[Path] = []
-    for benchmark in dict.fromkeys(row.benchmark for row in rows):
-        entries = [row.entry for row in rows if row.benchmark == benchmark]
-        written += figures.write(out_dir, benchmark, entries, formats)
-    all_tables = [
-        (comparison.heading(each), comparison.table(each)) for each in compared
+    files = [out_dir / name for name, _ in texts]
+    for file, (_, text) in zip(files, texts, strict=True):
+        run_folder.write_file(file, text.encode())
+    terminal.show(entries, skipped, console)
+    drawn = _draw(out_dir, entries, formats)
+    scaling = _draw_scaling(out_dir, measured, formats)
+    content = [
+        *sections.of_results(compared, drawn),
+        *sections.of_speed(measured, scaling),
+        *sections.of_runs(compared, skipped),
     ]
-    all_tables.append(("All figures", tables.lines(rows)))
-    scaled = sum("scaling" in records for records in measured)
-    for number, records in enumerate(measured):
-        for name, (_, results) in records.items():
-            all_tables += [(result.title, bench.lines(result)) for result in results]
-            if name == "scaling":
-                path = out_dir / ("scaling" + f"-{number + 1}" * (scaled > 1))
-                first = results[0]
-                draw = functools.partial(figures.scaling, first.title, first.rows)
-                written += figures.save(draw, path, formats)
-    notes = [comparison.NOTE, *tables.notes(rows)]
-    notes += [f"Not in the tables: {reason}." for reason in skipped]
-    pictures = [path for path in written if path.suffix == ".png"]
-    opening = next((path for path in pictures if path.stem == _OPENING), None)
-    page = out_dir / "report.html"
-    text = pages.page(all_tables, pictures, notes, opening)
+    text = pages.page("Results", [provenance.opening(entries)], content)
     run_folder.write_file(page, text.encode())
-    console.print(f"tables and figures are in {escape(str(out_dir))}", soft_wrap=True)
-    return ReportFiles(
-        table_md,
-        table_csv,
-        comparison_md,
-        comparison_csv,
-        page,
-        tuple(written),
-        tuple(skipped),
-    )
+    say = functools.partial(console.print, soft_wrap=True, markup=False)
+    say(f"\ntables and figures are in {out_dir}, all on one page in {page.name}")
+    folders = list(dict.fromkeys(str(run.folder) for run in runs))
+    if not formats and len(folders) <= _FEW:
+        command = [*naming.command(), "report", *folders, "--out", str(out_dir)]
+        say(f"vector figures: {shlex.join([*command, '--format', 'svg,pdf'])}")
+    written = tuple(path for part in (*drawn.values(), scaling) for path in part)
+    return ReportFiles(*files, page=page, figures=written, skipped=tuple(skipped))

@@ -1,72 +1,167 @@
-"""A report as one self-contained HTML page: no script, nothing fetched."""
+"""A report as one self-contained HTML page; nothing is fetched."""
 
 import base64
 import html
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem;
-       padding: 0 1rem; color: #111; background: #fff; }
-table { border-collapse: collapse; margin: 0.8rem 0 1.6rem; font-size: 13px; }
-th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd;
-         white-space: nowrap; }
-th { border-bottom: 2px solid #333; }
-th:first-child, td:first-child { text-align: left; }
-.wide { overflow-x: auto; }
-figure { margin: 1rem 0 2rem; } img { max-width: 100%; }
-figcaption, .note { color: #555; font-size: 13px; }
-"""
+from experiments.report import tables
+from experiments.support import styles
+
+_HERE = Path(__file__).parent
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *body = [
-        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line)
-        for tag, line in zip(["th"] + ["td"] * len(lines), lines, strict=False)
-    ]
-    rows = "".join(f"<tr>{line}</tr>\n" for line in body)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
-    return f"<div class='wide'>{table}</div>\n"
+class Picture(NamedTuple):
+    """A PNG file with what it shows, in sentences."""
+
+    path: Path
+    caption: str
 
 
-def _picture(path: Path, alt: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    alt = html.escape(alt, quote=True)
+class Listing(NamedTuple):
+    """A table with what it shows, in sentences."""
+
+    table: tables.Table
+    caption: str
+
+
+class Facts(NamedTuple):
+    """What each of some names stands for."""
+
+    facts: Mapping[str, str]
+
+
+class Folded(NamedTuple):
+    """Facts that are shown when their summary is opened."""
+
+    summary: str
+    facts: Mapping[str, str]
+
+
+class Key(NamedTuple):
+    """Explains the colours of methods, by family."""
+
+    methods: Sequence[str]
+
+
+Part = str | Picture | Listing | Facts | Folded | Key
+"""What stands in a section; text is a paragraph."""
+
+
+class Section(NamedTuple):
+    """A heading and what is below it."""
+
+    title: str
+    parts: Sequence[Part] = ()
+    sections: Sequence["Section"] = ()
+    lists_sections: bool = True
+    """Whether the contents name those, too."""
+
+
+def _picture(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode()
+    caption = html.escape(picture.caption, quote=True)
     return (
-        f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{alt}</figcaption></figure>\n"
+        f"<figure><div class='wide'><img loading='lazy' alt=\"{caption}\" "
+        f'src="data:image/png;base64,{data}"></div>'
+        f"<figcaption>{caption}</figcaption></figure>\n"
     )
 
 
-def page(
-    tables: Sequence[tuple[str, Sequence[Sequence[str]]]],
-    figures: Sequence[Path],
-    notes: Sequence[str],
-    opening: Path | None = None,
-) -> str:
-    """Puts tables and figures into one page.
+def _facts(facts: Mapping[str, str]) -> str:
+    found = "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>"
+        for name, text in facts.items()
+    )
+    return f"<dl>{found}</dl>\n"
+
+
+def _folded(folded: Folded) -> str:
+    summary = html.escape(folded.summary)
+    return f"<details><summary>{summary}</summary>{_facts(folded.facts)}</details>\n"
+
+
+def _key(key: Key) -> str:
+    families: dict[str, list[str]] = {
+        name: [] for name in (*styles.FAMILIES, styles.OWN)
+    }
+    for method in key.methods:
+        color = html.escape(styles.STYLES.get(method, styles.OTHER).color, quote=True)
+        name = html.escape(styles.NAMES.get(method, method))
+        families[styles.family(method)].append(
+            f"<span><i style='background:{color}'></i>{name}</span>"
+        )
+    items = (
+        f"<li><b>{family}</b>{''.join(names)}</li>"
+        for family, names in families.items()
+        if names
+    )
+    return f"<ul class='key'>{''.join(items)}</ul>\n"
+
+
+def _part(part: Part) -> str:
+    match part:
+        case Picture():
+            return _picture(part)
+        case Listing():
+            return tables.as_html(part.table, part.caption)
+        case Facts():
+            return _facts(part.facts)
+        case Folded():
+            return _folded(part)
+        case Key():
+            return _key(part)
+        case str():
+            return f"<p>{html.escape(part)}</p>\n"
+
+
+def _anchor(titles: Sequence[str]) -> str:
+    words = re.findall(r"\w+", " ".join(titles).lower())
+    return "-".join(words) or "section"
+
+
+def _section(section: Section, above: tuple[str, ...] = ()) -> str:
+    path = (*above, section.title)
+    level = 1 + len(path)
+    head = f"<h{level} id='{_anchor(path)}'>{html.escape(section.title)}</h{level}>\n"
+    body = "".join(map(_part, section.parts))
+    return head + body + "".join(_section(each, path) for each in section.sections)
+
+
+def _contents(sections: Iterable[Section], above: tuple[str, ...] = ()) -> str:
+    items = ""
+    for section in sections:
+        path = (*above, section.title)
+        is_listed = section.sections and section.lists_sections
+        below = _contents(section.sections, path) if is_listed else ""
+        title = html.escape(section.title)
+        items += f"<li><a href='#{_anchor(path)}'>{title}</a>{below}</li>"
+    return f"<ol>{items}</ol>"
+
+
+def page(title: str, opening: Sequence[Part], sections: Sequence[Section]) -> str:
+    """Puts a report into one page.
 
     Args:
-        tables: title and lines of cells of each, the heading first.
-        figures: PNG files, captioned with their names.
-        notes: sentences that stand below the tables.
-        opening: one of the figures, shown before the tables instead.
+        title: its heading.
+        opening: what stands below that, before the first section.
+        sections: in the order of the contents; titles side by side differ.
 
     Returns:
-        HTML; everything that is given is escaped.
+        HTML with its style and script; everything that is given is escaped.
     """
-    picture = lambda path: _picture(path, path.stem.replace("_", ": "))
-    parts = [] if opening is None else [picture(opening)]
-    parts += [
-        f"<h2>{html.escape(title)}</h2>\n{_table(lines)}" for title, lines in tables
-    ]
-    parts += [f"<p class='note'>{html.escape(note)}</p>\n" for note in notes]
-    if figures:
-        parts.append("<h2>Figures</h2>\n")
-    parts += [picture(path) for path in figures if path != opening]
+    style, script = (
+        (_HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
+    )
+    heading = html.escape(title)
     return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<title>lamaml_jax: results</title>"
-        f"<style>{_STYLE}</style></head><body>\n<h1>Results</h1>\n"
-        f"{''.join(parts)}</body></html>\n"
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>\n"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
+        f"<title>lamaml_jax: {heading}</title>\n<style>\n{style}</style></head><body>\n"
+        f"<nav aria-label='Contents'><p>{heading}</p>{_contents(sections)}</nav>\n"
+        f"<main><h1>{heading}</h1>\n{''.join(map(_part, opening))}"
+        f"{''.join(map(_section, sections))}</main>\n"
+        f"<script>\n{script}</script></body></html>\n"
     )

@@ -53,7 +53,14 @@ _MANY = {"num_tasks": 100, "rows_per_task": 200, "capacity": 500}
 _ROTATIONS, _PERMUTATIONS = "mnist-rotations", "mnist-permutations"
 
 
-def _code(benchmark, method, ra, bti, la, settings) -> Published:
+def _code(
+    benchmark: str,
+    method: str,
+    ra: tuple[float, ...],
+    bti: tuple[float, ...],
+    la: tuple[float, ...],
+    settings: Mapping[str, Any],
+) -> Published:
     return Published(benchmark, method, AUTHORS_CODE, ra, bti, la, settings)
 
 

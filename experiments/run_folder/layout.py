@@ -1,5 +1,11 @@
 """Names of the files of a run, and its errors."""
 
+import dataclasses
+from typing import Any
+
+from experiments.schema.benchmark import Benchmark
+from experiments.schema.hyperparameters import Hyperparameters
+from experiments.schema.run import RunConfig
 from experiments.support.errors import UserError
 
 FORMAT_VERSION = 1
@@ -11,6 +17,8 @@ METRICS = (
 )
 ANYTIME_METRICS = ("average_anytime_accuracy", "worst_case_accuracy")
 """Of runs that were evaluated within tasks."""
+GRADIENT_EVALUATIONS, MEMORY_BYTES = "gradient_evaluations_per_row", "memory_bytes"
+"""What a run cost, under "cost" of its summary."""
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 EVALUATIONS, ARRAYS = "evaluations.jsonl", "arrays.npz"
 CHECKPOINTS = "checkpoints"
@@ -29,28 +37,17 @@ class NothingToReportError(RunFolderError):
     """The run is sound as far as it goes, but has no result: unfinished or diverged."""
 
 
-# What a configuration means where an earlier program did not write it.
-DEFAULTS = {
-    "setting": "aware",
-    "passes": "single",
-    "epochs": 1,
-    "initializer": "kaiming",
-    "classes_per_task": None,
-    "channels": [],
-    "augment": [],
-    "mean": [],
-    "std": [],
-    "probes": False,
-    "alignment": False,
-    "precision": "float32",
-    "evaluate_on": "test",
-    "network": "published",
-    "presets_from": None,
-    "is_online": False,
-    "anytime_every": None,
-    "anytime_rows": None,
-    "blur": 0.0,
-    "raw_memory": False,
-    "loss": "cross_entropy",
-    "metric": "accuracy",
-}
+def _defaults() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind in (RunConfig, Benchmark, Hyperparameters):
+        for field in dataclasses.fields(kind):
+            value = field.default
+            is_written = kind is not Hyperparameters or value is not None
+            if value is not dataclasses.MISSING and is_written:
+                found[field.name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+DEFAULTS = _defaults()
+"""What a configuration means where an earlier program did not write it: all runs were
+what the default of a field says before there was such a field."""

@@ -15,7 +15,7 @@ _ONCE_MORE = "once more to stop at once"
 class Stopped(Exception):
     """A run was asked to stop, and did where it can go on."""
 
-    def __init__(self, number: int, where: str):
+    def __init__(self, number: int, where: str) -> None:
         """Keeps the signal's number, for the exit status.
 
         Args:
@@ -70,7 +70,7 @@ class Requests:
         answer: what the person is told when it comes.
     """
 
-    def __init__(self, tell: Callable[[str], None]):
+    def __init__(self, tell: Callable[[str], None]) -> None:
         """Begins before anything is trained.
 
         Args:

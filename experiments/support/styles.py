@@ -35,32 +35,48 @@ class Style(NamedTuple):
     marker: str
 
 
-# Okabe and Ito's colours, told apart under all common colour vision deficiencies, less
-# their yellow, which is faint on white, and with a grey. Seventeen methods share them;
-# two of the same colour differ in marker.
-_ORANGE, _SKY, _GREEN, _BLACK = "#E69F00", "#56B4E9", "#009E73", "#000000"
-_BLUE, _VERMILLION, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
+# The hue says the family, lightness and marker the method within it: a colour is one
+# method's alone, in every figure. Those of one family stay apart under the common
+# colour vision deficiencies; beside others they carry their names.
 STYLES = {
-    "lamaml": Style(_VERMILLION, "o"),
-    "sync": Style(_SKY, "s"),
-    "cmaml": Style(_BLUE, "^"),
-    "la_er": Style(_ORANGE, "D"),
-    "er": Style(_GREEN, "v"),
-    "er_ace": Style(_ORANGE, "P"),
-    "online": Style(_GREY, "X"),
-    "iid": Style(_BLACK, "P"),
-    "ewc": Style(_BLACK, "o"),
-    "gem": Style(_PURPLE, "s"),
-    "agem": Style(_PURPLE, "^"),
-    "mer": Style(_ORANGE, "v"),
-    "icarl": Style(_GREY, "s"),
-    "metabgd": Style(_SKY, "D"),
-    "vrmcl": Style(_BLUE, "P"),
-    "derpp": Style(_GREEN, "D"),
-    "oml": Style(_PURPLE, "D"),
+    "lamaml": Style("#D55E00", "o"),
+    "sync": Style("#F5B041", "s"),
+    "cmaml": Style("#7A2E00", "^"),
+    "vrmcl": Style("#B5003C", "P"),
+    "mer": Style("#0072B2", "v"),
+    "oml": Style("#56B4E9", "D"),
+    "metabgd": Style("#1B2C7A", "s"),
+    "er": Style("#009E73", "v"),
+    "la_er": Style("#8BC34A", "D"),
+    "er_ace": Style("#7FD8C0", "P"),
+    "derpp": Style("#004D40", "o"),
+    "icarl": Style("#6B7300", "s"),
+    "gem": Style("#8E44AD", "s"),
+    "agem": Style("#CC79A7", "^"),
+    "ewc": Style("#4A235A", "o"),
+    "online": Style("#8C8C8C", "X"),
+    "iid": Style("#000000", "P"),
 }
-OTHER = Style(_GREY, "*")
+LOOK_AHEAD, META = "La-MAML and its kin", "Other meta-learning"
+REPLAY, CONSTRAINTS = "Replay", "Constraints and penalties"
+OWN, REFERENCES = "Your own", "References"
+FAMILIES = {
+    LOOK_AHEAD: ("lamaml", "sync", "cmaml", "vrmcl"),
+    META: ("mer", "oml", "metabgd"),
+    REPLAY: ("er", "la_er", "er_ace", "derpp", "icarl"),
+    CONSTRAINTS: ("gem", "agem", "ewc"),
+    REFERENCES: ("online", "iid"),
+}
+"""Methods that a figure shows together; whatever is in none is ``OWN``. References
+stand in every panel: what is learnt without any memory, and with all tasks mixed."""
+OTHER = Style("#8C8C8C", "*")
+_OWN_COLORS = ("#00A6B4", "#A0522D", "#D81B9A", "#616161")
 _OWN_MARKERS = ("p", "h", "<", ">", "d")
+
+
+def family(method: str) -> str:
+    """Name of the family of a method: a key of ``FAMILIES``, or ``OWN``."""
+    return next((name for name, known in FAMILIES.items() if method in known), OWN)
 
 
 def register(
@@ -83,12 +99,11 @@ def register(
         UserError: matplotlib has no such colour or marker.
     """
     used = {style for name, style in STYLES.items() if name != method}
-    colors = dict.fromkeys(style.color for style in STYLES.values())
     markers, hues = [marker or _OWN_MARKERS[0]], [color or OTHER.color]
     if marker is None:
         markers = list(_OWN_MARKERS)
     if color is None:
-        hues = list(colors)
+        hues = list(_OWN_COLORS)
     found = [Style(hue, mark) for mark, hue in itertools.product(markers, hues)]
     style = next((each for each in found if each not in used), found[0])
     _check_drawable(style)

@@ -3,7 +3,7 @@
 import reprlib
 import types
 import typing
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 from ruamel.yaml import YAML
@@ -33,7 +33,9 @@ def read_yaml(text: str) -> Any:
 
 
 def _describe(kind: Any) -> str:
-    if typing.get_origin(kind) is types.UnionType:
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(typing.get_args(kind))}"
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
         (kind,) = (each for each in typing.get_args(kind) if each is not type(None))
     if typing.get_origin(kind) in (list, tuple):
         return f"a list, each {_describe(typing.get_args(kind)[0])}"

@@ -20,7 +20,7 @@ from experiments.training.one_seed import Trained, make_functions
 from experiments.training.probes import step_sizes_of
 
 Group = Sequence[RunConfig]
-"""Runs that differ in ``hyperparameters.RATES`` only. One compiled program trains them
+"""Runs that differ in ``rates_of`` only. One compiled program trains them
 side by side: where others have S seeds, it has those of each run in turn."""
 
 

@@ -97,7 +97,7 @@ def run_group(
     several processes all call this, and the first one writes.
 
     Args:
-        parts: what to run; they differ in ``hyperparameters.RATES`` only. Their folders
+        parts: what to run; they differ in ``rates_of`` only. Their folders
             are new, or of the same runs, interrupted; those then go on from the latest
             checkpoint and end with the numbers of runs that were not interrupted.
         program: from ``programs.compile_programs`` for their configurations.

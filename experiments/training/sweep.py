@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config import request
+from experiments.config import presets, request
 from experiments.config.request import Request
 from experiments.config.run_config import RunConfig, shape_of
-from experiments.methods.hyperparameters import kinds
+from experiments.methods import kinds
 from experiments.support.errors import UserError
 from experiments.training.storing import Part
 
@@ -103,7 +103,7 @@ def _applicable(
     return {
         name: value
         for name, value in fields.items()
-        if name not in kinds() or getattr(preset, name, None) is not None
+        if name not in kinds() or presets.has(method, preset, name)
     }
 
 

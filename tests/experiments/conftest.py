@@ -9,12 +9,11 @@ def registries():
     from experiments import methods, networks
     from experiments.config import benchmarks
     from experiments.data import sources, targets
-    from experiments.methods import hyperparameters
     from experiments.support import registry, styles
 
     known = [
         *(benchmarks.BENCHMARKS, benchmarks.OWN_STREAMS, sources._OWN),
-        *(methods.METHODS, hyperparameters._OWN, networks.NETWORKS),
+        *(methods.METHODS, networks.NETWORKS),
         *(registry._OWN, styles.NAMES, styles.STYLES),
         *(targets.LOSSES, targets.METRICS),
     ]

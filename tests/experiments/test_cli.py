@@ -13,7 +13,7 @@ import typer
 import lamaml_jax
 from experiments import methods
 from experiments.cli import app as cli
-from experiments.cli import listing
+from experiments.cli import listing, starting
 from experiments.config import benchmarks
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ TINY = ["--seeds", "2", "--num-tasks", "2", "--rows-per-task", "20"]
 def call(arguments, monkeypatch, capsys):
     """Runs the command line in this process; returns exit status, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["experiments", *map(str, arguments)])
-    monkeypatch.setattr(cli, "start_jax", lambda devices, cache: None)
+    monkeypatch.setattr(starting, "start_jax", lambda devices, cache: None)
     with pytest.raises(SystemExit) as stop:
         cli.main()
     out, err = capsys.readouterr()

@@ -13,7 +13,8 @@ from experiments import methods, run_folder
 from experiments.config import presets
 from experiments.methods.cost import bytes_of
 from experiments.methods.problem import Problem
-from experiments.training import costs
+from experiments.report import old_costs
+from experiments.run_folder import GRADIENT_EVALUATIONS, MEMORY_BYTES
 
 # Square layers: a gradient of a row takes 6 * WIDTH**2 operations in each, and the
 # first, which needs no gradient of its inputs, two thirds of it.
@@ -167,14 +168,14 @@ def test_the_cost_of_an_old_run_is_derived_from_its_configuration():
     run = run_folder.read(RESULTS / "mnist-rotations/lamaml")
     # Five glances of 10 inner rows and ten queries of 20 rows, per 10 rows; 200 rows of
     # 784 pixels, label and task, 4 bytes each.
-    assert costs.derive(run.config) == {
-        costs.GRADIENT_EVALUATIONS: pytest.approx(5 * (10 + 10 * 20) / 10),
-        costs.MEMORY_BYTES: 200 * (784 + 2) * 4,
+    assert old_costs.derive(run.config) == {
+        GRADIENT_EVALUATIONS: pytest.approx(5 * (10 + 10 * 20) / 10),
+        MEMORY_BYTES: 200 * (784 + 2) * 4,
     }
 
 
 def test_a_run_of_unknown_sizes_or_method_has_no_cost():
     config = run_folder.read(RESULTS / "mnist-rotations/lamaml").config
-    assert costs.derive(config | {"source": "of a user"}) == {}
-    assert costs.derive(config | {"method": "of a user"}) == {}
-    assert costs.derive({k: v for k, v in config.items() if k != "stream"}) == {}
+    assert old_costs.derive(config | {"source": "of a user"}) == {}
+    assert old_costs.derive(config | {"method": "of a user"}) == {}
+    assert old_costs.derive({k: v for k, v in config.items() if k != "stream"}) == {}

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from experiments.methods import derpp
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -33,7 +32,7 @@ PROBLEM = Problem(
     logits_fn,
     num_classes=Y,
 )
-HYPER = Hyperparameters(
+HYPER = derpp.DerHyperparameters(
     glances=1,
     capacity=B,
     replay_size=R,

@@ -12,7 +12,6 @@ import stored_updates as su
 
 import lamaml_jax as lm
 from experiments.methods import episodic
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.projection import project, project_on_mean
 from experiments.methods.ring import RingMemory
 
@@ -59,7 +58,7 @@ def assert_close(stored, what, actual, expected, tolerance=0.0):
 
 def hyper_of(stored):
     args = stored.meta["args"]
-    return Hyperparameters(
+    return episodic.GemHyperparameters(
         learning_rate=args["lr"],
         max_grad_norm=args["grad_clip_norm"],
         margin=args["memory_strength"],

@@ -3,8 +3,8 @@
 import numpy as np
 
 from experiments import run_folder
-from experiments.report.entries import make_rows
-from experiments.report.figures import front
+from experiments.report.entries import make_entries
+from experiments.report.figures import front, two_weights
 
 
 def test_titles_tell_the_retained_accuracy_of_the_committed_runs():
@@ -12,7 +12,7 @@ def test_titles_tell_the_retained_accuracy_of_the_committed_runs():
         run_folder.read(front.RESULTS / f"mnist-rotations/{name}")
         for name in ("online", "lamaml")
     ]
-    best, worst = (row.entry for row in make_rows(runs))
+    best, worst = make_entries(runs)
     left, right = front.forgetting(worst, best).axes[:2]
     for axes, entry in ((left, worst), (right, best)):
         mean = entry.retained_accuracy.mean()
@@ -21,7 +21,7 @@ def test_titles_tell_the_retained_accuracy_of_the_committed_runs():
 
 
 def test_only_the_step_size_of_the_contested_weight_shrinks():
-    learnt = front.learn_two_step_sizes()
+    learnt = two_weights.learn_two_step_sizes()
     contested, free = learnt.step_sizes[-1]
     assert contested < front.STEP_SIZE / 4 and free > front.STEP_SIZE
     # Each path starts at the same weights and takes K steps.

@@ -11,7 +11,6 @@ from hlo import copies_in_loops
 
 import lamaml_jax as lm
 from experiments.methods import exemplars, icarl
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 from experiments.support.errors import UserError
 
@@ -46,7 +45,7 @@ PROBLEM = Problem(
     num_classes=NUM_CLASSES,
     classes_per_task=PER_TASK,
 )
-HYPER = Hyperparameters(
+HYPER = icarl.IcarlHyperparameters(
     glances=2, learning_rate=0.3, capacity=14, distillation_weight=1.0
 )
 LEARNER = icarl.icarl(PROBLEM, HYPER)
@@ -240,7 +239,7 @@ def test_loss_adds_the_divergence_of_old_heads():
     batch = jax.tree.map(lambda x: x[0], task_stream(1))
     present = mask & (jnp.arange(NUM_CLASSES) != 3)
     start = weights(2)
-    hyper = Hyperparameters(distillation_weight=0.7)
+    hyper = icarl.IcarlHyperparameters(distillation_weight=0.7)
     loss, distillation = jax.jit(icarl.icarl_loss(PROBLEM, hyper))(
         start, batch, jnp.ones(BATCH, bool), memory, present
     )
@@ -366,4 +365,4 @@ def test_rows_are_written_in_place():
 def test_sizes_that_do_not_fit_are_an_error(problem, hyper, message):
     given = {"learning_rate": 0.1, "capacity": 6, "distillation_weight": 1.0} | hyper
     with pytest.raises(UserError, match=message):
-        icarl.icarl(problem, Hyperparameters(**given))
+        icarl.icarl(problem, icarl.IcarlHyperparameters(**given))

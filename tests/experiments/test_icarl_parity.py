@@ -11,7 +11,6 @@ from parity import assert_close
 
 from experiments.methods import exemplars, icarl
 from experiments.methods.descent import clip_by_norm
-from experiments.methods.hyperparameters import Hyperparameters
 from experiments.methods.problem import Problem
 
 if not su.FOLDER.is_dir():
@@ -50,7 +49,7 @@ def problem_of(stored):
 
 def hyper_of(stored):
     args = stored.meta["args"]
-    return Hyperparameters(
+    return icarl.IcarlHyperparameters(
         glances=1,  # one recorded glance after the other
         learning_rate=args["lr"],
         max_grad_norm=args["grad_clip_norm"],

@@ -8,7 +8,6 @@ from parity import assert_close, assert_predictions_close
 
 import lamaml_jax as lm
 from experiments.methods import mer
-from experiments.methods.hyperparameters import Hyperparameters
 
 if not su.FOLDER.is_dir():
     pytest.skip("needs the stored updates (LAMAML_FIXTURES)", allow_module_level=True)
@@ -27,7 +26,7 @@ def stored(request):
 
 def hyper_of(stored):
     args = stored.meta["args"]
-    return Hyperparameters(
+    return mer.MerHyperparameters(
         learning_rate=args["lr"],
         max_grad_norm=args["grad_clip_norm"],
         rounds=args["batches_per_example"],

@@ -9,7 +9,6 @@ from parity import assert_close, assert_predictions_close
 
 import lamaml_jax as lm
 from experiments.methods import metabgd
-from experiments.methods.hyperparameters import Hyperparameters
 
 if not su.FOLDER.is_dir():
     pytest.skip("needs the stored updates (LAMAML_FIXTURES)", allow_module_level=True)
@@ -38,13 +37,15 @@ def stored(request):
 
 def hyper_of(stored):
     args = stored.meta["args"]
-    return Hyperparameters(
+    return metabgd.MetaBgdHyperparameters(
         max_grad_norm=args["grad_clip_norm"],
         step_size_init=args["alpha_init"],
         objective="mean",
         first_order=False,
         rectify=False,
         inner_clip=args["grad_clip_norm"],
+        mc_samples=args["train_mc_iters"],
+        std_init=args["std_init"],
         mean_learning_rate=args["mean_eta"],
     )
 

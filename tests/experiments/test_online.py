@@ -16,6 +16,7 @@ from experiments.config.run_config import RunConfig, anytime_after, check_config
 from experiments.methods import replay
 from experiments.methods.problem import Problem
 from experiments.report import figures
+from experiments.report.entries import make_entries
 from experiments.support.errors import UserError
 from experiments.training import batches as feeding
 from experiments.training import loop, placement, sessions
@@ -212,25 +213,24 @@ def test_table_and_figure_show_what_happens_at_any_time(folder, tmp_path):
 
 
 def test_a_method_that_sees_all_tasks_is_a_level_line_at_its_end(folder):
-    accuracy = run_folder.read(folder).accuracy
-    measures = {
-        "anytime_accuracy": np.ones((2, 3, 4, 3)),
-        "anytime_after": np.array(ENDS),
-    }
-    retained, change = np.array([60.0, 70.0]), np.zeros(2)
-    entries = [
-        figures.Entry(name, name, 0, accuracy, retained, change, (), measures)
-        for name in ("iid", "er")
+    run = run_folder.read(folder)
+    runs = [
+        run._replace(config=run.config | {"method": name}) for name in ("iid", "er")
     ]
-    (axes,) = figures.KINDS["anytime"]("any", entries).axes
+    (axes,) = figures.KINDS["anytime"]("any", make_entries(runs)).axes
     lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
-    np.testing.assert_array_equal(lines["iid, at the end"], [65, 65])
-    assert len(lines["er"]) == 12
+    level = [text.get_text() for text in axes.texts if "at the end" in text.get_text()]
+    assert level == ["IID, at the end"]
+    retained = 100 * run.summary["retained_accuracy"].mean()
+    assert any(list(y) == [retained, retained] for y in lines.values())
+    assert len(lines["ER"]) == run.arrays["anytime_after"].size * run.accuracy.shape[1]
 
 
-def test_runs_without_them_have_no_figure():
-    entry = figures.Entry("ER", "er", 0, np.ones((1, 2, 2)), *np.ones((2, 1)), ())
-    assert figures.KINDS["anytime"]("any", [entry]) is None
+def test_runs_without_them_have_no_figure(folder):
+    run = run_folder.read(folder)
+    kept = {name: a for name, a in run.arrays.items() if "anytime" not in name}
+    entries = make_entries([run._replace(arrays=kept)])
+    assert figures.KINDS["anytime"]("any", entries) is None
 
 
 # What is asked for ------------------------------------------------------------------

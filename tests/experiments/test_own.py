@@ -19,7 +19,7 @@ from rich.console import Console
 import experiments
 import lamaml_jax as lm
 from experiments import methods, networks, report, run_folder
-from experiments.config import benchmarks, presets, request
+from experiments.config import benchmarks, presets, request, settings
 from experiments.config import run_config as config
 from experiments.data import own
 from experiments.methods import hyperparameters
@@ -144,9 +144,9 @@ def test_a_state_without_weights_is_one_error(tmp_path):
 def test_own_hyper_parameters_go_where_all_others_go(tmp_path):
     register()
     methods.register("sgd", sgd, hyper=HYPER | {"pull": 0.5, "rank": 2})
-    assert hyperparameters.parse(["pull=1", "rank=3"]) == {"pull": 1.0, "rank": 3}
+    assert settings.parse(["pull=1", "rank=3"]) == {"pull": 1.0, "rank": 3}
     with pytest.raises(UserError, match="rank: expected a whole number"):
-        hyperparameters.parse(["rank=1.5"])
+        settings.parse(["rank=1.5"])
     asked = {"benchmark": "clusters", "method": ["sgd", "er"], "pull": 0.25}
     first, er = request.configs(request.make_request(asked))
     assert (first.hyper.pull, first.hyper.rank, first.hyper.batch_size) == (0.25, 2, 10)

@@ -8,6 +8,7 @@ import pytest
 from processes import said
 
 from experiments.cli import app as cli
+from experiments.cli import starting
 from experiments.config import plugins
 from experiments.support.errors import UserError
 
@@ -28,8 +29,8 @@ def forget_modules(registries):
 def call(arguments, monkeypatch, capsys):
     """Runs the command line in this process; returns exit status, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["experiments", *map(str, arguments)])
-    monkeypatch.setattr(cli, "start_jax", lambda devices, cache: None)
-    monkeypatch.setattr(cli, "use_devices", lambda devices: None)
+    monkeypatch.setattr(starting, "start_jax", lambda devices, cache: None)
+    monkeypatch.setattr(starting, "use_devices", lambda devices: None)
     with pytest.raises(SystemExit) as stop:
         cli.main()
     out, err = capsys.readouterr()

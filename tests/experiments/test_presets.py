@@ -1,13 +1,11 @@
 """Published hyper-parameters and how they are overridden."""
 
-import dataclasses
-
 import pytest
 
-from experiments.config import presets
+from experiments.config import presets, settings
 from experiments.config.benchmarks import BENCHMARKS
-from experiments.methods import METHODS, hyperparameters
-from experiments.methods.hyperparameters import OPTIONAL, Hyperparameters
+from experiments.methods import METHODS, kinds
+from experiments.schema.fields import fields, helps
 from experiments.support.errors import UserError
 
 # Everything below is written by hand from the published command lines. A value that a
@@ -132,7 +130,7 @@ def image_cases():
 @pytest.mark.parametrize(("benchmark", "method"), ON_MNIST)
 def test_mnist_presets_are_the_published_values(benchmark, method):
     (preset,) = presets.resolve(benchmark, [method])
-    assert preset == Hyperparameters(**ON_MNIST[benchmark, method])
+    assert preset == METHODS[method].told(**ON_MNIST[benchmark, method])
 
 
 @pytest.mark.parametrize(
@@ -141,7 +139,7 @@ def test_mnist_presets_are_the_published_values(benchmark, method):
 def test_image_presets_are_the_published_values(benchmark, passes, method, values):
     (preset,) = presets.resolve(benchmark, [method], passes=passes)
     epochs = 10 if passes == "multi" else 1
-    assert preset == Hyperparameters(**({"epochs": epochs} | values))
+    assert preset == METHODS[method].told(**({"epochs": epochs} | values))
 
 
 def test_every_method_has_a_preset_wherever_it_applies():
@@ -190,7 +188,7 @@ def test_missing_preset_is_an_error():
 
 def test_settings_are_read_by_type():
     given = ["momentum=0.9", "rounds=3", "first_order=true", "objective=last"]
-    assert hyperparameters.parse(given) == {
+    assert settings.parse(given) == {
         "momentum": 0.9,
         "rounds": 3,
         "first_order": True,
@@ -212,21 +210,23 @@ def test_settings_are_read_by_type():
 )
 def test_wrong_settings_are_errors(setting, message):
     with pytest.raises(UserError, match=message):
-        hyperparameters.parse([setting])
+        settings.parse([setting])
 
 
 def test_setting_given_twice_is_an_error():
     with pytest.raises(UserError, match="rounds is given twice"):
-        hyperparameters.parse(["rounds=1", "rounds=2"])
+        settings.parse(["rounds=1", "rounds=2"])
 
 
 def test_every_hyper_parameter_is_documented_and_used_by_a_preset():
-    names = {field.name for field in dataclasses.fields(Hyperparameters)}
     used = {
         name
         for by_method in presets.OFFICIAL.values()
         for preset in by_method.values()
-        for name in names
-        if getattr(preset, name) is not None
+        for name, value in vars(preset).items()
+        if value is not None
     }
-    assert used == names - set(OPTIONAL)
+    told = {"grain", "inner_momentum", "memory", "replay_weight"}  # by a person only
+    assert used == kinds().keys() - told
+    for method in METHODS.values():
+        assert all(helps(method.told)[name] for name in fields(method.told))

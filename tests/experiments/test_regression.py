@@ -9,7 +9,7 @@ from rich.console import Console
 import experiments
 from experiments.config import benchmarks, request
 from experiments.data import own, targets
-from experiments.report import entries, tables
+from experiments.report import columns, entries
 from experiments.support.errors import UserError
 from experiments.training import inputs
 from experiments.training.evaluation import make_evaluate
@@ -106,10 +106,8 @@ def test_lines_are_learnt_and_the_table_says_by_what(tmp_path):
         assert (run.config["loss"], run.config["metric"]) == ("squared_error", "r2")
         # 0 is what a constant gives.
         assert (run.summary["learning_accuracy"] > 0.5).all()
-    notes = tables.notes(entries.make_rows(runs))
-    assert notes[-1] == (
-        "All measures of lines are of r2, times 100, in accuracy's place."
-    )
+    told = columns.meanings(entries.make_entries(runs))
+    assert told["lines"] == "all figures are of r2, times 100, in accuracy's place"
 
 
 @pytest.mark.slow

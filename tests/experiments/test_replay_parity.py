@@ -10,7 +10,7 @@ import stored_updates as su
 from parity import assert_close
 
 from experiments.methods import la_er, replay
-from experiments.methods.hyperparameters import Hyperparameters
+from experiments.schema.hyperparameters import Hyperparameters
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

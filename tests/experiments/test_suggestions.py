@@ -4,8 +4,7 @@ import doctest
 
 import pytest
 
-from experiments.config import request
-from experiments.methods import hyperparameters
+from experiments.config import request, settings
 from experiments.support import suggestions
 from experiments.support.errors import UserError
 
@@ -15,20 +14,20 @@ def test_the_examples_are_true():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("given", "message"),
     [
         (["inner_step=5"], "received 'inner_step=5'; did you mean inner_steps"),
         (["capacity"], "expected NAME=VALUE with one of batch_size, .*'capacity'$"),
     ],
 )
-def test_a_misspelt_setting_is_named(settings, message):
+def test_a_misspelt_setting_is_named(given, message):
     with pytest.raises(UserError, match=message):
-        hyperparameters.parse(settings)
+        settings.parse(given)
 
 
 def test_a_misspelt_grid_and_field_are_named(tmp_path):
     with pytest.raises(UserError, match="did you mean capacity"):
-        hyperparameters.check_grid("capasity", [1])
+        settings.check_grid("capasity", [1])
     (tmp_path / "c.yaml").write_text("num_task: 3\n")
     with pytest.raises(UserError, match="did you mean num_tasks"):
         request.read_file(tmp_path / "c.yaml")

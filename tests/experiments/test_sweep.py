@@ -13,7 +13,7 @@ from experiments import methods, run_folder
 from experiments.config import benchmarks, presets, request
 from experiments.config.run_config import RunConfig, shape_of
 from experiments.data import sources
-from experiments.methods.hyperparameters import RATES, rates_of
+from experiments.methods.hyperparameters import rates_of
 from experiments.report.leaderboard import leaderboard
 from experiments.support.errors import UserError
 from experiments.training import loop, placement, sessions, sweep
@@ -40,6 +40,16 @@ def test_every_method_takes_the_part_of_the_grid_that_it_has():
     (config,) = request.configs(points[3].asked)
     assert (config.hyper.step_size_init, config.hyper.capacity) == (0.2, 20)
     assert all(point.asked.options["evaluate_on"] == "validation" for point in points)
+
+
+def test_what_no_preset_sets_can_be_tried_too():
+    grid = {"grain": ["leaf", "all"]}
+    points = sweep.plan({"method": ["lamaml", "er"], "grid": grid})
+    assert [point.folder.name for point in points] == [
+        *("grain=leaf", "grain=all", "presets")
+    ]
+    (config,) = request.configs(points[1].asked)
+    assert config.hyper.grain == "all"
 
 
 def test_points_that_differ_in_rates_only_make_one_group():
@@ -134,7 +144,8 @@ def test_rates_are_what_programs_are_told():
     assert set(rates_of(preset)) == {
         *("step_size_init", "step_size_learning_rate", "max_grad_norm")
     }
-    assert "momentum" in RATES and "glances" not in RATES
+    (preset,) = presets.resolve("digits-rotations", ["vrmcl"])
+    assert "momentum" in rates_of(preset)  # a method's own is among them
 
 
 METHODS = sorted(set(methods.METHODS) - {"icarl"})  # it needs classes of its own

@@ -9,24 +9,20 @@ parameters that it learns on the spot, into ``experiments/results/front``.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-import lamaml_jax as lm
 from experiments import run_folder
 from experiments.report import figures
-from experiments.report.entries import make_rows
+from experiments.report.entries import Entry, make_entries
 from experiments.report.figures.accuracy import draw_matrix
-from experiments.report.figures.common import Entry, figure
+from experiments.report.figures.common import figure
 from experiments.support.styles import STYLES
 
 RESULTS = Path(__file__).parents[2] / "results"
 INNER_STEPS, NUM_UPDATES, STEP_SIZE, STEP_SIZE_RATE = 4, 60, 0.2, 0.02
-START = jnp.array([-0.6, 0.0])  # where both are served on the first weight
-OLD, OLD_CURVATURE = jnp.array([-1.0, 0.0]), jnp.array([4.0, 0.0])
-NEW, NEW_CURVATURE = jnp.array([1.0, 1.2]), jnp.array([1.0, 1.0])
+START = (-0.6, 0.0)  # where both are served on the first weight
+OLD, OLD_CURVATURE = (-1.0, 0.0), (4.0, 0.0)
+NEW, NEW_CURVATURE = (1.0, 1.2), (1.0, 1.0)
 
 
 def forgetting(left: Entry, right: Entry) -> Any:
@@ -80,54 +76,6 @@ class Learnt(NamedTuple):
     """The same with the step sizes learnt."""
 
 
-def loss_fn(weights: lm.Params, batch: lm.Batch) -> jax.Array:
-    """A row wants the weights at its ``target``, as firmly as its ``curvature`` says.
-
-    Args:
-        weights: [2].
-        batch: ``target`` and ``curvature``, [B, 2].
-
-    Returns:
-        [B].
-    """
-    distances = weights[None, :] - batch["target"]
-    return jnp.sum(batch["curvature"] * distances**2, axis=1) / 2
-
-
-def learn_two_step_sizes() -> Learnt:
-    """Learns new rows beside replayed old ones, which contest the first weight only."""
-    tx = lm.lamaml(
-        loss_fn,
-        step_size_init=STEP_SIZE,
-        step_size_learning_rate=STEP_SIZE_RATE,
-        inner_steps=INNER_STEPS,
-    )
-    old = {"target": OLD[None, :], "curvature": OLD_CURVATURE[None, :]}
-    new = {"target": NEW[None, :], "curvature": NEW_CURVATURE[None, :]}
-    query = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, new)
-    support = jax.tree.map(lambda leaf: jnp.stack([leaf] * INNER_STEPS), new)
-
-    def step(carry, _):
-        weights, state = carry
-        zeros = optax.tree.zeros_like(weights)
-        updates, state = tx.update(zeros, state, weights, support=support, query=query)
-        step_sizes = optax.tree.get(state, "step_sizes")
-        return (optax.apply_updates(weights, updates), state), step_sizes
-
-    initial = jnp.full(2, STEP_SIZE)
-    _, found = jax.lax.scan(step, (START, tx.init(START)), length=NUM_UPDATES)
-
-    def along(step_sizes):
-        paths = [START]
-        for k in range(1, INNER_STEPS + 1):
-            steps = jax.tree.map(lambda leaf, k=k: leaf[:k], support)
-            paths.append(lm.adapt(loss_fn, START, step_sizes, steps)[0])
-        return np.stack(paths)
-
-    step_sizes = np.concatenate([initial[None, :], found])
-    return Learnt(step_sizes, along(initial), along(found[-1]))
-
-
 def step_sizes(learnt: Learnt) -> Any:
     """Draws inner steps before and after their sizes were learnt, and the sizes."""
     page = figure(2.6)
@@ -135,10 +83,7 @@ def step_sizes(learnt: Learnt) -> Any:
     x, y = np.meshgrid(np.linspace(-1.5, 1.25, 120), np.linspace(-0.3, 1.5, 120))
     query_loss = sum(
         curvature[0] * (x - target[0]) ** 2 + curvature[1] * (y - target[1]) ** 2
-        for target, curvature in (
-            (np.asarray(OLD), np.asarray(OLD_CURVATURE)),
-            (np.asarray(NEW), np.asarray(NEW_CURVATURE)),
-        )
+        for target, curvature in ((OLD, OLD_CURVATURE), (NEW, NEW_CURVATURE))
     )
     plane.contour(x, y, query_loss, levels=12, colors="#C8C8C8", linewidths=0.6)
     plane.axvline(OLD[0], color="black", linewidth=0.9, linestyle=":")
@@ -177,10 +122,12 @@ def step_sizes(learnt: Learnt) -> Any:
 
 def main() -> list[Path]:
     """Draws both pictures; returns their files."""
+    from experiments.report.figures.two_weights import learn_two_step_sizes
+
     folders = (RESULTS / f"mnist-rotations/{name}" for name in ("online", "lamaml"))
     found = {
-        row.entry.method: row.entry
-        for row in make_rows([run_folder.read(folder) for folder in folders])
+        entry.method: entry
+        for entry in make_entries([run_folder.read(folder) for folder in folders])
     }
     out_dir = RESULTS / "front"
     run_folder.make_folder(out_dir)

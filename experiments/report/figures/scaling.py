@@ -5,7 +5,8 @@ from typing import Any
 
 from experiments.report.figures.common import LINES, figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Elsewhere a colour is a method's.
+_GREYS = ("#000000", "#666666", "#9A9A9A", "#C0C0C0")
 _MARKERS = "osD^v<"
 
 
@@ -29,7 +30,7 @@ def scaling(title: str, rows: Sequence[Mapping[str, Any]]) -> Any:
         )
         axes.plot(
             *zip(*part, strict=True),
-            color=_COLOURS[n % len(_COLOURS)],
+            color=_GREYS[n % len(_GREYS)],
             marker=_MARKERS[n % len(_MARKERS)],
             linestyle=LINES[n % len(LINES)],
             linewidth=1.2,

@@ -1,180 +1,143 @@
-"""What happens along a run: anytime accuracy, fast weights, step sizes, alignment."""
+"""What happens along a run: fast weights, step sizes, alignment of gradients."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.report.figures.common import LINES, Entry, figure, task_ticks, wrap
-from experiments.support.styles import MIXED
+from experiments.report import wording
+from experiments.report.entries import Entry
+from experiments.report.figures.common import (
+    Label,
+    band,
+    figure,
+    ink,
+    label_ends,
+    task_ticks,
+    wrap,
+)
+
+_MOST_LEAVES = 8
 
 
-def _band(axes: Any, x: np.ndarray, values: np.ndarray, **line: Any) -> None:
-    """Draws the mean over seeds of [S, N] and a band of one sd."""
-    mean = values.mean(axis=0)
-    axes.plot(x, mean, **line)
-    if len(values) > 1:
-        sd = values.std(axis=0, ddof=1)
-        axes.fill_between(
-            x, mean - sd, mean + sd, color=line["color"], alpha=0.15, lw=0
-        )
-
-
-def anytime(title: str, entries: Sequence[Entry]) -> Any | None:
-    """Draws the accuracy on all classes seen so far, along the stream.
-
-    Args:
-        title: the benchmark.
-        entries: its runs; those that were not evaluated within tasks are left out.
-
-    Returns:
-        A matplotlib figure, mean over seeds and a band of one sd, or None if no run was
-        evaluated within tasks. A method that sees all tasks mixed is a level line, its
-        accuracy at the end.
-    """
-    entries = [entry for entry in entries if "anytime_accuracy" in entry.measures]
-    if not entries:
-        return None
-    page = figure(3.2)
-    axes = page.subplots()
-    num_tasks = entries[0].accuracy.shape[-1]
-    for end in range(1, num_tasks):
-        axes.axvline(end, color="0.9", linewidth=0.7, zorder=0)
-    for entry in entries:
-        if entry.method in MIXED:
-            axes.axhline(
-                entry.retained_accuracy.mean(),
-                color=entry.style.color,
-                linestyle="--",
-                linewidth=1.0,
-                label=wrap(f"{entry.label}, at the end"),
-            )
-            continue
-        accuracy, after = (
-            entry.measures[f"anytime_{name}"] for name in ("accuracy", "after")
-        )
-        curve = [accuracy[:, t, :, : t + 1].mean(axis=2) for t in range(num_tasks)]
-        x = [t + after / after[-1] for t in range(num_tasks)]
-        _band(
-            axes,
-            np.concatenate(x),
-            100 * np.concatenate(curve, axis=1),
-            color=entry.style.color,
-            linestyle=LINES[entry.variant % len(LINES)],
-            marker=entry.style.marker,
-            markevery=len(after),
-            markersize=3,
-            linewidth=1.0,
-            label=wrap(entry.label),
-        )
-    axes.set_xticks(task_ticks(num_tasks))
-    axes.set_xlabel("tasks shown")
-    axes.set_ylabel("accuracy on the classes seen (%)")
-    axes.set_ylim(bottom=0)
-    page.legend(loc="outside right center")
-    page.suptitle(f"{title}: anytime accuracy", fontsize=9)
-    return page
+def _probe_panel(axes: Any, entry: Entry) -> None:
+    updates, tasks = entry.run.arrays["probe_updates"], entry.run.arrays["probe_tasks"]
+    for end in updates[:-1][np.diff(tasks) > 0]:
+        axes.axvline(end, color="0.8", linewidth=0.7, zorder=0)
+    for name, style in (("slow", "-"), ("fast", "--")):
+        values = 100 * np.asarray(entry.measure(f"probe_{name}"))
+        band(axes, updates, values, entry, linestyle=style, marker="")
+    axes.set_title(wrap(entry.title, 40), color=ink(entry.style.color))
 
 
 def probes(title: str, entries: Sequence[Entry]) -> Any | None:
     """Draws the accuracy at slow and fast weights through the first tasks.
 
     Args:
-        title: the benchmark.
+        title: the benchmark, in words.
         entries: its runs; those without probes are left out.
 
     Returns:
         A matplotlib figure, a panel per run, or None if no run has probes.
     """
-    entries = [entry for entry in entries if "probe_slow" in entry.measures]
+    from matplotlib.lines import Line2D
+
+    entries = [entry for entry in entries if entry.measure("probe_slow") is not None]
     if not entries:
         return None
-    columns = min(len(entries), 2)
-    rows = -(-len(entries) // columns)
-    page = figure(0.7 + 2.0 * rows)
+    columns = 2 if len(entries) % 2 == 0 else 1
+    rows = len(entries) // columns
+    page = figure(0.95 + (1.8 if columns == 2 else 1.3) * rows)
     panels = page.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    if len(entries) % columns:
-        panels[-1, 1].remove()
-        panels[-2, 1].tick_params(labelbottom=True)
-    for axes, entry in zip(panels.flat, entries, strict=False):
-        updates, tasks = (entry.measures[f"probe_{n}"] for n in ("updates", "tasks"))
-        for end in updates[:-1][np.diff(tasks) > 0]:
-            axes.axvline(end, color="0.8", linewidth=0.7, zorder=0)
-        for name, style in (("slow", "-"), ("fast", "--")):
-            _band(
-                axes,
-                updates,
-                100 * entry.measures[f"probe_{name}"],
-                color=entry.style.color,
-                linestyle=style,
-                linewidth=1.2,
-                label=f"{name} weights",
-            )
-        axes.set_title(wrap(entry.label, 40))
-        axes.legend(loc="lower right")
-    page.supxlabel("meta-updates", fontsize=8)
+    for axes, entry in zip(panels.flat, entries, strict=True):
+        _probe_panel(axes, entry)
+    handles = [
+        Line2D([], [], color="0.3", linestyle="-", label="slow weights"),
+        Line2D([], [], color="0.3", linestyle="--", label="fast weights"),
+        Line2D([], [], color="0.8", linewidth=0.7, label="end of a task"),
+    ]
+    page.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    for axes in panels[-1]:
+        axes.set_xlabel("number of meta-updates")
     page.supylabel("mean accuracy on the tasks seen (%)", fontsize=8)
-    page.suptitle(
-        f"{title}: before (slow) and after (fast) the inner steps", fontsize=9
-    )
+    page.suptitle(f"{title}: before and after the inner steps", fontsize=9)
     return page
 
 
-def _shown_leaves(leaves: Sequence[str]) -> list[int]:
-    """Every leaf if there are few, else the kernels."""
-    if len(leaves) <= 8:
-        return list(range(len(leaves)))
-    return [n for n, leaf in enumerate(leaves) if not leaf.endswith(("bias", "scale"))]
+def shown_leaves(leaves: Sequence[str]) -> list[int]:
+    """Every leaf if there are few, else weights, from the first layer to the last.
+
+    Weights come before biases, so that those of one kind stand side by side.
+    """
+    is_bias = [leaf.endswith(("bias", "scale")) for leaf in leaves]
+    weights = [n for n, bias in enumerate(is_bias) if not bias]
+    if len(leaves) <= _MOST_LEAVES - 2:
+        return weights + [n for n, bias in enumerate(is_bias) if bias]
+    if len(weights) > _MOST_LEAVES:
+        spaced = np.linspace(0, len(weights) - 1, _MOST_LEAVES).round().astype(int)
+        weights = [weights[n] for n in spaced]
+    return weights
+
+
+def _step_size_grid(part: Any, entries: Sequence[Entry]) -> None:
+    """A row per run and a column per leaf; all runs have the same leaves."""
+    leaves = entries[0].leaves
+    shown = shown_leaves(leaves)
+    titles = [text.replace(", ", ",\n") for text in wording.leaf_titles(leaves)]
+    panels = part.subplots(
+        len(entries), len(shown), sharex=True, sharey=True, squeeze=False
+    )
+    for row, entry in zip(panels, entries, strict=True):
+        quantiles = np.asarray(entry.measure("step_size_quantiles")).mean(axis=0)
+        tasks, color = np.arange(len(quantiles)), entry.style.color
+        for axes, leaf in zip(row, shown, strict=True):
+            low, quarter, median, half, high = quantiles[:, leaf].T
+            axes.axhline(0, color="black", linewidth=0.5)
+            axes.fill_between(tasks, low, high, color=color, alpha=0.18, lw=0)
+            axes.fill_between(tasks, quarter, half, color=color, alpha=0.4, lw=0)
+            axes.plot(tasks, median, color=color, linewidth=1.1)
+        row[0].set_ylabel(wrap(entry.title, 14), color=ink(color), fontsize=7.5)
+    for axes, leaf in zip(panels[0], shown, strict=True):
+        axes.set_title(wrap(titles[leaf], 15), fontsize=7.5)
+    num_tasks = entries[0].accuracy.shape[-1]
+    panels[0, 0].set_xticks([0, num_tasks])
 
 
 def step_sizes(title: str, entries: Sequence[Entry]) -> Any | None:
     """Draws the step sizes of each leaf over the tasks, mean over seeds.
 
     Args:
-        title: the benchmark.
+        title: the benchmark, in words.
         entries: its runs; shown are those whose step sizes change.
 
     Returns:
         A matplotlib figure, a row of panels per run, or None if there is nothing to
         show. Bands hold 50 and 90 percent of a leaf's step sizes.
     """
-    name = "step_size_quantiles"
-    entries = [
-        e for e in entries if name in e.measures and np.ptp(e.measures[name]) > 0
-    ]
-    if not entries:
+    quantiles = [entry.measure("step_size_quantiles") for entry in entries]
+    groups: dict[tuple[str, ...], list[Entry]] = {}  # of one network and one grain
+    for entry, each in zip(entries, quantiles, strict=True):
+        if each is not None and np.ptp(each) > 0:
+            groups.setdefault(entry.leaves, []).append(entry)
+    if not groups:
         return None
-    # Runs with step sizes of another grain have other leaves.
-    most = max(len(_shown_leaves(entry.leaves)) for entry in entries)
-    columns = 3 if most in (3, 5, 6) else min(most, 4)
-    blocks = -(-most // columns)
-    page = figure(0.6 + 1.45 * blocks * len(entries))
-    parts = page.subfigures(len(entries), 1, squeeze=False)[:, 0]
-    for part, entry in zip(parts, entries, strict=True):
-        panels = part.subplots(blocks, columns, sharex=True, sharey=True, squeeze=False)
-        quantiles = entry.measures[name].mean(axis=0)
-        tasks = np.arange(len(quantiles))
-        shown = _shown_leaves(entry.leaves)
-        for axes in panels.flat[len(shown) :]:
-            axes.remove()
-        for axes, leaf in zip(panels.flat, shown, strict=False):
-            low, quarter, median, half, high = quantiles[:, leaf].T
-            color = entry.style.color
-            axes.fill_between(tasks, low, high, color=color, alpha=0.15, lw=0)
-            axes.fill_between(tasks, quarter, half, color=color, alpha=0.35, lw=0)
-            axes.plot(tasks, median, color=color, linewidth=1.2)
-            axes.axhline(0, color="black", linewidth=0.6)
-            axes.set_title(entry.leaves[leaf])
-        part.suptitle(entry.label, fontsize=8.5)
-        part.supylabel("step size", fontsize=8)
-        part.supxlabel("number of tasks learnt", fontsize=8)
-    page.suptitle(f"{title}: median, 50 % and 90 % of the step sizes", fontsize=9)
+    heights = [0.45 + 0.85 * len(part) for part in groups.values()]
+    page = figure(0.7 + sum(heights))
+    parts = page.subfigures(len(groups), 1, height_ratios=heights, squeeze=False)
+    for part, group in zip(parts[:, 0], groups.values(), strict=True):
+        _step_size_grid(part, group)
+    page.supxlabel("number of tasks learnt", fontsize=8)
+    page.supylabel("step size", fontsize=8)
+    page.suptitle(
+        f"{title}: median, 50 % and 90 % of the learned step sizes", fontsize=9
+    )
     return page
 
 
 def _cosines(entry: Entry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tasks learnt [E], mean cosine of all pairs and of the newest with the older."""
-    matrix, after = (entry.measures[n] for n in ("task_alignment", "alignment_after"))
+    matrix = np.asarray(entry.measure("task_alignment"))
+    after = entry.run.arrays["alignment_after"]
     keep = np.flatnonzero(after >= 2)
     pairs, newest = [], []
     for index in keep:
@@ -190,7 +153,7 @@ def alignment(title: str, entries: Sequence[Entry]) -> Any | None:
     """Draws the mean cosine between the gradients of the tasks' losses.
 
     Args:
-        title: the benchmark.
+        title: the benchmark, in words.
         entries: its runs; those without alignment, or of one task, are left out.
 
     Returns:
@@ -200,35 +163,31 @@ def alignment(title: str, entries: Sequence[Entry]) -> Any | None:
     entries = [
         entry
         for entry in entries
-        if "task_alignment" in entry.measures
-        and entry.measures["alignment_after"].max() >= 2
+        if "task_alignment" in entry.run.arrays
+        and entry.run.arrays["alignment_after"].max() >= 2
     ]
     if not entries:
         return None
-    page = figure(2.9)
-    panels = page.subplots(1, 2, sharey=True)
-    for entry in entries:
-        after, *values = _cosines(entry)
-        for axes, value in zip(panels, values, strict=True):
-            _band(
-                axes,
-                after,
-                value,
-                color=entry.style.color,
-                marker=entry.style.marker,
-                markersize=3,
-                linewidth=1.2,
-                label=wrap(entry.label),
-            )
-    num_tasks = entries[0].accuracy.shape[-1]
+    height = 2.7
+    page = figure(height)
+    panels = page.subplots(1, 2, sharex=True, sharey=True)
+    found = [_cosines(entry) for entry in entries]
+    for n, axes in enumerate(panels, start=1):
+        for entry, cosines in zip(entries, found, strict=True):
+            band(axes, cosines[0], cosines[n], entry)
+        axes.axhline(0, color="black", linewidth=0.7, zorder=0)
+    for n, axes in enumerate(panels, start=1):
+        ends = [float(cosines[n][:, -1].mean()) for cosines in found]
+        labels = [
+            Label(wrap(entry.title), end, entry.style.color)
+            for entry, end in zip(entries, ends, strict=True)
+        ]
+        label_ends(axes, labels, height - 0.9)
     names = ("all pairs of learnt tasks", "newest task with the older ones")
     for axes, name in zip(panels, names, strict=True):
-        axes.axhline(0, color="black", linewidth=0.7)
         axes.set_title(name)
-        axes.set_xticks(task_ticks(num_tasks))
-        axes.set_xlabel("number of tasks learnt")
+        axes.set_xticks(task_ticks(entries[0].accuracy.shape[-1]))
     panels[0].set_ylabel("mean cosine between gradients")
-    handles, labels = panels[0].get_legend_handles_labels()
-    page.legend(handles, labels, loc="outside right center")
+    page.supxlabel("number of tasks learnt", fontsize=8)
     page.suptitle(title, fontsize=9)
     return page

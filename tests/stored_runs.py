@@ -1,0 +1,115 @@
+"""Runs that were never trained, for tests of what reads them."""
+
+import pathlib
+
+import numpy as np
+
+from experiments import run_folder
+from experiments.report.entries import make_entries
+
+
+def example(retained=0.6):
+    """Three seeds, two tasks. RA 60, 65, 70 %; BTI -15, -10, -5; LA 75; FWT 30."""
+    last = np.array([[retained - 0.1, 0.7]]) + np.array([[0.0], [0.1], [0.2]])
+    last[:, 1] = 0.7
+    learnt_first = 0.8
+    accuracy = np.empty((3, 2, 2), np.float32)
+    accuracy[:, 0] = [learnt_first, 0.4]
+    accuracy[:, 1] = last
+    return accuracy, np.full((3, 2), 0.1, np.float32)
+
+
+def cost_of(evaluations, num_bytes):
+    return {
+        "gradient_evaluations_per_row": evaluations,
+        "memory_bytes": num_bytes,
+    }
+
+
+def write_run(
+    folder,
+    method="er",
+    accuracy=None,
+    initial=None,
+    lost=(),
+    cost=None,
+    environment=None,
+    **config,
+):
+    accuracy, initial = example() if accuracy is None else (accuracy, initial)
+    count, num_tasks = accuracy.shape[:2]
+    accuracy = accuracy.copy()
+    accuracy[list(lost), -1] = np.nan
+    config = {
+        "format_version": 1,
+        "benchmark": "digits-rotations",
+        "method": method,
+        "seeds": list(range(count)),
+        "num_tasks": num_tasks,
+        "glances": 5,
+        **config,
+    }
+    run_folder.create(folder, config, environment or {})
+    for task in range(num_tasks):
+        for index, seed in enumerate(config["seeds"]):
+            record = {"seed": seed, "task": task, "accuracy": accuracy[index, task]}
+            run_folder.append_evaluation(folder, record)
+    last, learnt = accuracy[:, -1], np.diagonal(accuracy, axis1=1, axis2=2)
+    before = np.diagonal(accuracy, offset=1, axis1=1, axis2=2)
+    run_folder.finish(
+        folder,
+        {
+            "accuracy": accuracy,
+            "initial_accuracy": initial,
+            "seeds": np.array(config["seeds"]),
+        },
+        {
+            "retained_accuracy": last.mean(1),
+            "backward_transfer_interference": (last - learnt).mean(1),
+            "learning_accuracy": learnt.mean(1),
+            "forward_transfer": (before - initial[:, 1:]).mean(1),
+            "timing": {
+                "train_s": 30.0,
+                "train_cpu_s_per_seed": 12.34,
+                "seeds_side_by_side": count,
+            },
+            "diverged_seeds": [config["seeds"][i] for i in lost],
+            **({} if cost is None else {"cost": cost}),
+        },
+    )
+    return folder
+
+
+def entry_of(accuracy, method="er", leaves=(), cost=None, **arrays):
+    """The entry of a run that is in memory only; BTI is RA less 80."""
+    last = accuracy[:, -1].mean(1)
+    seeds = np.arange(len(accuracy))
+    num_tasks = accuracy.shape[1]
+    config = run_folder.layout.DEFAULTS | {
+        "benchmark": "x",
+        "method": method,
+        "num_tasks": num_tasks,
+        "seeds": seeds.tolist(),
+    }
+    summary = {
+        "retained_accuracy": last,
+        "backward_transfer_interference": last - 0.8,
+        "learning_accuracy": last,
+        "forward_transfer": last,
+        "diverged_seeds": [],
+        "timing": {},
+        "step_size_leaves": list(leaves),
+        "cost": cost or {"memory_bytes": 0},
+    }
+    run = run_folder.Run(
+        pathlib.Path("x"),
+        config,
+        {},
+        accuracy,
+        accuracy[:, 0],
+        seeds,
+        summary,
+        arrays,
+    )
+    (entry,) = make_entries([run])
+    return entry
