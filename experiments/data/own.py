@@ -52,14 +52,15 @@ def from_arrays(
     """
     labels = _numbered(np.asarray(train_labels), np.asarray(test_labels))
     if labels[0].dtype == np.float32:
-        num_classes = labels[0].shape[1]
-    elif num_classes is None:
-        num_classes = 1 + max(int(each.max(initial=-1)) for each in labels)
+        num_outputs = labels[0].shape[1]
+    else:
+        most = 1 + max(int(each.max(initial=-1)) for each in labels)
+        num_outputs = most if num_classes is None else num_classes
     images = [_stored(each) for each in (train_images, test_images)]
     if max_value is None:
         max_value = 255 if all(each.dtype == np.uint8 for each in images) else 1
     return checked(
-        Source(images[0], labels[0], images[1], labels[1], num_classes, max_value)
+        Source(images[0], labels[0], images[1], labels[1], num_outputs, max_value)
     )
 
 
