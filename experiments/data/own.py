@@ -160,7 +160,8 @@ def from_tfds(
         test: the split that is tested on.
         image: the feature that is shown, images or other numbers of one shape; the
             first of what TFDS calls supervised keys if None.
-        label: the feature that is learnt, classes or whole numbers from 0; the second.
+        label: the feature that is learnt, classes or whole numbers from 0, or real
+            targets; the second of those.
         size: height and width to which images are scaled; they must be alike if None.
         data_dir: folder of the data sets; see ``tfds_files.default_data_dir``.
         cache_dir: where decoded rows are kept; see ``npy_files.default_cache_dir``.

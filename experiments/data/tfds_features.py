@@ -1,5 +1,6 @@
 """Which features of a prepared data set are rows and labels, and their form."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,19 @@ def _shape(
     return shape[:2] if len(shape) == 3 and shape[2] == 1 else shape
 
 
+def _label_shape(place: Prepared, name: str, feature: Any) -> tuple[int, ...]:
+    """Shape of one label: () of classes, [Y] of real targets."""
+    shape, dtype = tuple(feature.shape or ()), np.dtype(feature.np_dtype)
+    if dtype.kind in "biu" and not shape:
+        return ()
+    if dtype.kind == "f" and None not in shape:
+        return (math.prod(shape),)
+    raise DataError(
+        f"data set {place.name!r}: feature {name!r}: expected classes, whole numbers "
+        f"or real ones of one shape, found {dtype} {list(shape)}"
+    )
+
+
 def read(
     place: Prepared,
     image: str | None,
@@ -97,15 +111,12 @@ def read(
     named = image or str(keys[0]), label or str(keys[1])
     shown = _feature(place, info, named[0], "image")
     learnt = _feature(place, info, named[1], "label")
-    if np.dtype(learnt.np_dtype).kind not in "biu" or learnt.shape:
-        raise DataError(
-            f"data set {place.name!r}: feature {named[1]!r}: expected classes or whole "
-            f"numbers, one a row, found {np.dtype(learnt.np_dtype)} "
-            f"{list(learnt.shape)}"
-        )
+    label_shape = _label_shape(place, named[1], learnt)
     rows = Rows(
         _shape(place, named[0], shown, size),
         np.dtype(np.uint8 if np.dtype(shown.np_dtype) == np.uint8 else np.float32),
+        np.dtype(np.float32 if label_shape else np.int32),
+        label_shape,
         change=None if size is None else _scaled(size),
         key=" ".join(map(str, (place.train, place.test, *named, size))),
     )
@@ -113,7 +124,9 @@ def read(
     place = place._replace(image=named[0], label=named[1])
     num_classes = getattr(learnt, "num_classes", None)
     arrays = load(place, lengths, rows, num_classes, cache_dir)
-    if num_classes is None:
+    if label_shape:
+        num_classes = label_shape[0]
+    elif num_classes is None:
         num_classes = 1 + max(
             int(arrays[f"{part}_labels"].max()) for part in ("train", "test")
         )

@@ -51,6 +51,7 @@ class Rows(NamedTuple):
     """Of one row."""
     dtype: Any = np.uint8
     label_dtype: Any = np.int32
+    label_shape: tuple[int, ...] = ()
     change: Callable[[Any], np.ndarray] | None = None
     """What is done to a row before, such as scaling; None for nothing."""
     key: str = ""
@@ -228,7 +229,8 @@ def _decode(
                 image = record[prepared.image]
                 image = image if change is None else change(image)
                 images[i] = np.reshape(image, images.shape[1:])
-                labels[i] = record[prepared.label]
+                label = record[prepared.label]
+                labels[i] = np.reshape(label, labels.shape[1:])
 
 
 def load(
@@ -256,7 +258,7 @@ def load(
     forms = {}
     for part, length in zip(("train", "test"), lengths, strict=True):
         forms[f"{part}_images"] = ((length, *rows.shape), rows.dtype)
-        forms[f"{part}_labels"] = ((length,), rows.label_dtype)
+        forms[f"{part}_labels"] = ((length, *rows.label_shape), rows.label_dtype)
 
     def is_sound(arrays: Arrays) -> bool:
         return num_classes is None or are_classes(arrays, num_classes)

@@ -55,13 +55,19 @@ def prepare_rows(data_dir, made, **options):
 
 
 VECTORS = [
-    {"values": ROWS[i].astype(np.float32), "kind": int(LABELS[i]), "ratio": 0.5}
+    {
+        "values": ROWS[i].astype(np.float32),
+        "kind": int(LABELS[i]),
+        "ratio": i / 2,
+        "word": "a",
+    }
     for i in range(12)
 ]
 VECTOR_FEATURES = {
     "values": tfds.features.Tensor(shape=(5,), dtype=np.float32),
     "kind": tfds.features.ClassLabel(num_classes=4),
     "ratio": tfds.features.Scalar(dtype=np.float32),
+    "word": tfds.features.Text(),
 }
 
 
@@ -106,6 +112,15 @@ def test_vectors_of_tfds_are_read_by_their_supervised_keys(tfds_dir, tmp_path):
     np.testing.assert_array_equal(labels[order], LABELS[expected])
 
 
+def test_real_numbers_are_targets(tfds_dir, tmp_path):
+    found = vectors_of(tfds_dir, tmp_path, label="ratio")
+    assert (found.has_classes, found.num_classes) == (False, 1)
+    targets = np.concatenate([found.train_labels, found.test_labels])
+    np.testing.assert_array_equal(np.sort(targets, axis=0)[:, 0], np.arange(12) / 2)
+    vectors = vectors_of(tfds_dir, tmp_path, image="values", label="values")
+    np.testing.assert_array_equal(vectors.train_labels, vectors.train_images)
+
+
 def test_other_parts_of_a_data_set_have_a_cache_of_their_own(tfds_dir, tmp_path):
     vectors_of(tfds_dir, tmp_path)
     again = vectors_of(tfds_dir, tmp_path, train="whole[:2]")
@@ -139,8 +154,7 @@ def test_the_configuration_and_the_version_can_be_named(tfds_dir, tmp_path):
     [
         ({"train": "training"}, "no split 'training'; there are whole, and parts"),
         ({"image": "valeus"}, "image: no feature 'valeus'; did you mean values"),
-        ({"label": "ratio"}, "'ratio': expected classes or whole numbers"),
-        ({"label": "values"}, "'values': expected classes or whole numbers, one a"),
+        ({"label": "word"}, r"'word': expected classes, whole numbers or real ones"),
         ({"image": "kind"}, "'kind': expected images or rows of numbers, found int64"),
         ({"size": (2, 2)}, "size: only images of uint8 can be scaled"),
     ],
