@@ -26,6 +26,7 @@ from lamaml_jax.types import (
     Params,
     StepSizes,
 )
+from lamaml_jax.utility import UtilityState, scale_by_utility
 from lamaml_jax.variance_reduction import (
     VarianceReduction,
     VarianceReductionState,
@@ -57,6 +58,7 @@ __all__ = [
     "ReservoirState",
     "StepSizes",
     "StepSizesState",
+    "UtilityState",
     "VarianceReduction",
     "VarianceReductionState",
     "adapt",
@@ -75,6 +77,7 @@ __all__ = [
     "mixing",
     "observe_stream",
     "scale_by_step_sizes",
+    "scale_by_utility",
     "split_support",
     "sync_lamaml",
     "variance_reduced",

@@ -11,7 +11,20 @@ from lamaml_jax.memory import HashablePartial, Reservoir
 
 
 class BalancedReservoirState(NamedTuple):
-    """Stored rows, their classes, and what has been seen of each class."""
+    """Stored rows, their classes, and what has been seen of each class.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> memory = lm.make_balanced_reservoir(
+        ...     3, jax.ShapeDtypeStruct((), jnp.int32), num_classes=2,
+        ...     label_fn=lambda rows: rows % 2,
+        ... )
+        >>> state = memory.add(jax.random.key(0), memory.init(), jnp.array([10, 11]))
+        >>> print(state.rows, state.labels, state.class_seen)  # label 2: no row
+        [10 11  0] [0 1 2] [1 1]
+    """
 
     rows: types.Batch
     """Leaves [C, ...]; slots that were never filled hold zeros."""

@@ -122,8 +122,8 @@ def weigh_rows(
             valid, incoming ones count 1.
 
     Returns:
-        [R + B] weights of the rows in the order of ``join_replay``. They add up to 1,
-        and rows that are not valid have 0.
+        [R + B] unitless weights of the rows in the order of ``join_replay``. They add
+        up to 1, and rows that are not valid have 0.
 
     Raises:
         ValueError: ``replay_weight`` is a Python number outside [0, 1].

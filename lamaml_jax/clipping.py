@@ -18,8 +18,8 @@ def clip_meta_grads(
     shrink the other.
 
     Args:
-        max_norm: largest global norm of each half; may be a traced scalar.
-        eps: added to the norm, as the published code does.
+        max_norm: largest global norm of each half, nats; may be a traced scalar.
+        eps: scalar, nats, added to the norm as the published code does.
 
     Returns:
         A stateless transformation of ``MetaParams``, the ``meta_tx`` of

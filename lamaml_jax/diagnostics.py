@@ -11,7 +11,19 @@ from lamaml_jax import checks, losses, types
 
 
 class GradientVariance(NamedTuple):
-    """Spread of a random gradient."""
+    """Spread of a random gradient.
+
+    Example:
+        >>> import jax
+        >>> import lamaml_jax as lm
+        >>> grad_fn = lambda key: 3 + jax.random.normal(key)
+        >>> keys = jax.random.split(jax.random.key(0), 1000)
+        >>> spread = lm.diagnostics.gradient_variance(grad_fn, keys)
+        >>> print(f"{spread.mean:.0f} {spread.variance:.0f}")
+        3 1
+        >>> print(f"{spread.signal_to_noise:.0f}")
+        3
+    """
 
     mean: types.Params
     """Mean over the draws, the tree of one gradient; at least float32."""
@@ -19,10 +31,10 @@ class GradientVariance(NamedTuple):
     """The same tree of scalars: mean over the draws of each leaf's squared distance to
     its mean."""
     total_variance: jax.Array
-    """Scalar, the sum of ``variance``."""
+    """Scalar, the sum of ``variance``, in the square of the gradient's unit."""
     signal_to_noise: jax.Array
-    """Scalar, norm of the mean over the root of the total variance; infinite if there
-    is none."""
+    """Scalar, unitless: norm of the mean over the root of the total variance; infinite
+    if there is none."""
 
 
 def task_gradients(
@@ -84,9 +96,9 @@ def gradient_alignment(
         masks: [T, B] booleans, True = valid; None takes every row.
 
     Returns:
-        [T, T] in [-1, 1] up to rounding, symmetric, with ones on the diagonal; rows
-        and columns of a task with a zero gradient are 0, of one with a gradient that is
-        not finite NaN.
+        [T, T] cosines in [-1, 1] up to rounding, symmetric, with ones on the diagonal;
+        rows and columns of a task with a zero gradient are 0, of one with a gradient
+        that is not finite NaN.
 
     Raises:
         ValueError: leading axes disagree.

@@ -10,7 +10,23 @@ from lamaml_jax import meta, types
 
 
 class LamamlInfo(NamedTuple):
-    """What a person may want to plot of one meta-update; zeros before the first."""
+    """What a person may want to plot of one meta-update; zeros before the first.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2 / 2
+        >>> tx = optax.chain(lm.lamaml(loss_fn, inner_steps=2), optax.scale(0.5))
+        >>> weights, key = jnp.float32(0), jax.random.key(0)
+        >>> _, state = tx.update(
+        ...     weights, tx.init(weights), weights, batch=jnp.ones(4), key=key
+        ... )
+        >>> info = optax.tree.get(state, "info")
+        >>> print(info.inner_losses[0], info.frozen_fraction, info.all_finite)
+        0.5 0.0 True
+    """
 
     meta_loss: jax.Array
     """Scalar, nats."""
@@ -19,19 +35,22 @@ class LamamlInfo(NamedTuple):
     query_losses: jax.Array
     """[K] query losses after each inner step (objective "last": [1]), nats."""
     weight_grad_norm: jax.Array
-    """Global norm of the weights' meta-gradient before ``meta_tx``."""
+    """Scalar, nats: global norm of the weights' meta-gradient before ``meta_tx``."""
     step_size_grad_norm: jax.Array
-    """Global norm of the step sizes' meta-gradient before ``meta_tx``."""
+    """Scalar, nats: global norm of the step sizes' meta-gradient before ``meta_tx``."""
     alignment: jax.Array
-    """Cosine between the summed inner gradients and the weights' meta-gradient."""
+    """Scalar, the cosine between the summed inner gradients and the weights'
+    meta-gradient."""
     step_size_mean: jax.Array
-    """Mean of all step sizes after the update, unitless."""
+    """Scalar, unitless: mean of all step sizes after the update."""
     step_size_min: jax.Array
+    """Scalar, unitless: the smallest of them."""
     step_size_max: jax.Array
+    """Scalar, unitless: the largest."""
     frozen_fraction: jax.Array
-    """Fraction of step sizes <= 0 after the update."""
+    """Scalar fraction of the step sizes that are <= 0 after the update."""
     all_finite: jax.Array
-    """Boolean: meta-loss and both norms are finite."""
+    """Scalar boolean: meta-loss and both norms are finite."""
 
 
 def _floating(value: jax.Array) -> jax.Array:

@@ -12,12 +12,25 @@ from lamaml_jax import checks, inner_step, losses, scans, types
 
 
 class InnerTrace(NamedTuple):
-    """What happened along the K inner steps."""
+    """What happened along the K inner steps.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2 / 2
+        >>> support = jnp.ones((2, 1))  # two inner batches of one row
+        >>> _, trace = lm.adapt(
+        ...     loss_fn, jnp.float32(0), 0.5, support, probe_fn=lambda w: 10 * w
+        ... )
+        >>> print(trace.losses, trace.grad_sum, trace.probed)
+        [0.5   0.125] -1.5 [5.  7.5]
+    """
 
     losses: jax.Array
     """[K] inner losses in nats, each before its step; 0 for a fully masked batch."""
     grad_sum: types.Params
-    """Sum of the K directions d_1 ... d_K, a constant to jax.grad."""
+    """Sum of the K directions d_1 ... d_K, the tree of the weights; a constant to
+    jax.grad."""
     probed: types.PyTree
     """``probe_fn`` at the fast weights after each step, stacked [K, ...], or None."""
 
@@ -100,8 +113,8 @@ def adapt(
             step that changes nothing. None takes every row.
         rectify: use ``relu(step_sizes)``: entries <= 0 freeze their parameter and get
             zero gradient. False uses them as they are, negative ones included.
-        clip: bound on the absolute value of every element of an inner gradient, or
-            None. May be a traced scalar.
+        clip: bound on the absolute value of every element of an inner gradient, in
+            nats, or None. May be a traced scalar.
         inner_tx: optax transformation of the inner gradients, after ``clip``, or None.
             It keeps gradients gradients: ``optax.scale_by_adam(eps_root=1e-8)`` and
             ``optax.trace(0.9)``, not ``optax.adam(rate)``, whose sign and rate the step
@@ -113,13 +126,13 @@ def adapt(
             fast weights instead of every activation; ``"sqrt"`` stores about 2 sqrt(K)
             of them and takes each step once more.
         unroll: steps unrolled in one iteration of the scan.
-        probe_fn: evaluated at the fast weights after every step, if given.
+        probe_fn: ``fast_weights -> pytree``, evaluated after every step, if given.
         key: for a loss that draws random numbers, which then receives a new ``key=`` in
             every step. None passes none.
-        model_state: handed to the loss as ``model_state=``, unless None.
+        model_state: any pytree, handed to the loss as ``model_state=``, unless None.
 
     Returns:
-        ``fast_weights`` w_K, like ``weights``, and an ``InnerTrace``.
+        ``fast_weights`` w_K, the tree of ``weights``, and an ``InnerTrace``.
 
     Raises:
         ValueError: trees, shapes or leading axes disagree, or a choice is unknown.

@@ -11,12 +11,23 @@ from lamaml_jax import checks, transform, types
 
 
 class LearnerState(NamedTuple):
-    """What the next observation needs."""
+    """What the next observation needs.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2 / 2
+        >>> learner = lm.lamaml_learner(lm.lamaml(loss_fn, step_size_init=0.1))
+        >>> state = learner.init(jax.random.key(0), jnp.float32(0))
+        >>> print(state.weights, state.opt_state.rule_state.step_sizes)
+        0.0 0.1
+    """
 
     weights: types.Params
-    """Slow weights."""
+    """Slow weights, any pytree of floating arrays."""
     opt_state: types.PyTree
-    """State of the transformation, reservoir and model state included."""
+    """State of the transformation, reservoir and model state included, a pytree."""
 
 
 class LearnerInit(Protocol):
@@ -60,6 +71,26 @@ class Learner(NamedTuple):
 
     Two learners are equal if their functions are the same objects. Under ``jax.jit``
     with a learner as a static argument make one and keep it: each new one compiles.
+
+    Raises:
+        ValueError: what the functions raise; those of ``lamaml_learner`` where shapes,
+            trees or leading axes disagree.
+        TypeError: likewise, where dtypes do, or a key is none.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> def observe(key, state, batch, batch_mask=None, remember=True):
+        ...     loss_fn = lambda w: lm.losses.masked_mean((w - batch) ** 2, batch_mask)
+        ...     loss, grad = jax.value_and_grad(loss_fn)(state.weights)
+        ...     return lm.LearnerState(state.weights - 0.25 * grad, ()), loss
+        >>> sgd = lm.Learner(lambda key, weights: lm.LearnerState(weights, ()), observe)
+        >>> key, stream = jax.random.key(0), jnp.ones((3, 4))
+        >>> state = sgd.init(key, jnp.float32(0))
+        >>> state, losses = lm.observe_stream(sgd, key, state, stream)
+        >>> print(losses)
+        [1.     0.25   0.0625]
     """
 
     init: LearnerInit
@@ -172,15 +203,15 @@ def observe_stream(
     Args:
         learner: any ``Learner``.
         key: batch i is observed with ``jax.random.fold_in(key, first + i)``.
-        state: from ``learner.init`` or an earlier call.
+        state: the tree from ``learner.init`` or an earlier call.
         batches: pytree with leaves [N, B, ...].
         batch_masks: [N, B] booleans, True = valid; None takes every row.
-        first: number of batches shown before with the same key, so that a sequence
+        first: integer, the batches shown before with the same key, so that a sequence
             shown in parts gives the same numbers; may be traced.
         truncate_every: n, or None for the whole derivative. Values do not change.
 
     Returns:
-        The new state, and the learner's info stacked along N.
+        The tree of the new state, and the learner's info, leaves [N, ...].
 
     Raises:
         ValueError: leading axes disagree.

@@ -116,7 +116,7 @@ def multi_head_cross_entropy(
     """Cross-entropy of each row over the outputs of its own task only.
 
     Args:
-        logits: [B, Y] unnormalised log-probabilities of all Y classes.
+        logits: [B, Y] unnormalised log-probabilities of all Y classes, nats.
         labels: [B] integer classes in [0, Y).
         tasks: [B] integer task ids; task t owns the classes from
             ``t * classes_per_task`` up to, not including, ``(t + 1) *
@@ -162,7 +162,7 @@ def asymmetric_cross_entropy(
     and `masked_mean` do either reduction.
 
     Args:
-        logits: [B, Y] unnormalised log-probabilities of all Y classes.
+        logits: [B, Y] unnormalised log-probabilities of all Y classes, nats.
         labels: [B] integer classes in [0, Y).
         is_replayed: [B] booleans, True for rows from a memory.
         mask: [B] booleans, True = valid; the classes of other rows do not count. None
@@ -207,7 +207,7 @@ def accuracy(
     """Fraction of valid rows whose largest logit is at the label.
 
     Args:
-        logits: [B, Y].
+        logits: [B, Y] unnormalised log-probabilities, nats.
         labels: [B] integer classes in [0, Y).
         mask: [B] booleans, True = valid; None takes every row.
 

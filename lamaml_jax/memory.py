@@ -99,6 +99,22 @@ class Reservoir(NamedTuple, Generic[S]):
 
     Memories made with equal arguments are equal and have equal hashes, so that a jitted
     function which takes one as a static argument is not compiled again for another.
+
+    Raises:
+        ValueError: from its functions: rows that do not fit those stored, a size < 1.
+        TypeError: from its functions: a key that is none, another dtype than the stored
+            rows', a mask that is not boolean.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> reservoir = lm.make_reservoir(100, jax.ShapeDtypeStruct((2,), jnp.float32))
+        >>> add_key, sample_key = jax.random.split(jax.random.key(0))
+        >>> state = reservoir.add(add_key, reservoir.init(), jnp.ones((5, 2)))
+        >>> rows, mask = reservoir.sample(sample_key, state, 3)
+        >>> print(rows.shape, mask)
+        (3, 2) [ True  True  True]
     """
 
     init: InitFn[S]

@@ -52,18 +52,46 @@ def _by_definition(
 
 
 class MetaInfo(NamedTuple):
-    """What a person may want to plot of one meta-gradient."""
+    """What a person may want to plot of one meta-gradient.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2 / 2
+        >>> params = lm.MetaParams(weights=jnp.float32(0), step_sizes=jnp.float32(0.5))
+        >>> support, query = jnp.ones((2, 1)), jnp.ones(1)
+        >>> (_, info), _ = lm.meta_value_and_grad(loss_fn)(params, support, query)
+        >>> print(info.inner_losses, info.query_losses, info.alignment)
+        [0.5   0.125] [0.125   0.03125] 1.0
+    """
 
     inner_losses: jax.Array
     """[K] support losses before each inner step, nats."""
     query_losses: jax.Array
     """[K] query losses after each inner step (objective "last": [1]), nats."""
     alignment: jax.Array
-    """Cosine between the summed inner directions and the weights' meta-gradient."""
+    """Scalar, the cosine between the summed inner directions and the weights'
+    meta-gradient."""
 
 
 class MetaValueAndGrad(Protocol):
-    """The function that ``meta_value_and_grad`` builds."""
+    """The function that ``meta_value_and_grad`` builds.
+
+    It can be differentiated in both modes, as the function that it is: first-order
+    gradients too have their true derivatives.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2 / 2
+        >>> fn: lm.MetaValueAndGrad = lm.meta_value_and_grad(loss_fn)
+        >>> params = lm.MetaParams(weights=jnp.float32(0), step_sizes=jnp.float32(0.5))
+        >>> data = jnp.ones((2, 1)), jnp.ones(1)
+        >>> _, grads = fn(params, *data)
+        >>> print(grads == jax.grad(lambda params: fn(params, *data)[0][0])(params))
+        True
+    """
 
     def __call__(
         self,
@@ -77,7 +105,28 @@ class MetaValueAndGrad(Protocol):
         key: types.Key | None = None,
         model_state: types.ModelState = None,
     ) -> tuple[tuple[jax.Array, MetaInfo], types.MetaParams]:
-        """Returns ``((meta_loss, info), grads)``."""
+        """Takes the meta-loss and its gradients.
+
+        Args:
+            params: a tree of weights, and step sizes of any grain (see ``adapt``).
+            support: pytree with leaves [K, S, ...]: K inner steps on S rows each.
+            query: pytree with leaves [Q, ...], the rows of the meta-loss.
+            support_mask: [K, S] booleans, True = valid; None takes every row.
+            query_mask: [Q] booleans, True = valid; None takes every row.
+            query_weights: [Q], unitless: the loss of the query is then the sum of its
+                rows' losses times these, instead of their mean.
+            key: gives the loss a new ``key=`` in every inner step and every query.
+                Consumed.
+            model_state: any pytree, handed to the loss as ``model_state=``.
+
+        Returns:
+            ``((meta_loss, info), grads)``: the scalar meta-loss in nats, a
+            ``MetaInfo``, and the gradients as ``MetaParams``, in nats.
+
+        Raises:
+            ValueError: trees, shapes or leading axes disagree.
+            TypeError: a weight, step size or loss is not floating, a mask not boolean.
+        """
         ...
 
 
@@ -172,16 +221,9 @@ def meta_value_and_grad(
 
     Returns:
         ``fn(params, support, query, support_mask=None, query_mask=None, *,
-        query_weights=None, key=None, model_state=None)`` that takes a ``MetaParams``
-        whose step sizes may have any grain (see ``adapt``), support leaves [K, S, ...],
-        query leaves [Q, ...] and their [K, S] and [Q] masks (True = valid), and returns
-        ``((meta_loss, info), grads)``: the scalar meta-loss in nats, a ``MetaInfo`` and
-        the gradients as ``MetaParams``. ``query_weights`` [Q] weigh the rows of the
-        query, whose loss is then their weighted sum instead of their mean. A ``key``
-        gives the loss a new ``key=`` in every inner step and every query; a
-        ``model_state`` is handed to it as it is. ``fn`` can be differentiated in both
-        modes, as the function that it is: first-order gradients too have their true
-        derivatives.
+        query_weights=None, key=None, model_state=None) -> (meta_loss, info), grads``,
+        which ``MetaValueAndGrad`` describes: ``params`` and ``grads`` are
+        ``MetaParams``, support leaves are [K, S, ...] and query leaves [Q, ...].
 
     Raises:
         ValueError: an unknown choice, trees, shapes or leading axes that disagree.

@@ -310,7 +310,16 @@ def worst_case_accuracy(accuracy: jax.Array, tasks: jax.Array) -> jax.Array:
 
 
 class StabilityGap(NamedTuple):
-    """What happens to the old tasks while each later one is learnt."""
+    """What happens to the old tasks while each later one is learnt.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> accuracy = jnp.array([[0.75, 0.0], [0.25, 0.5], [0.5, 1.0]])
+        >>> gap = lm.metrics.stability_gap(accuracy, jnp.array([0, 1, 1]))
+        >>> print(gap.drop, gap.recovery)
+        [0.5] [0.25]
+    """
 
     drop: jax.Array
     """[..., T - 1] fractions lost at the worst moment, against the boundary."""

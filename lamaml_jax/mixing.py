@@ -1,9 +1,20 @@
-"""Several gradients made into one."""
+"""Several gradients made into one, and the points that their mixtures lead to."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from lamaml_jax import checks, losses, types
+from lamaml_jax import checks, grain, losses, types
+
+
+def _combine(shares: jax.Array, trees: types.Params) -> types.Params:
+    """``sum_t shares[..., t] trees_t`` of a tree with leaves [T, ...]."""
+    return jax.tree.map(
+        lambda leaf: jnp.tensordot(
+            shares.astype(leaf.dtype), leaf, axes=1, precision="highest"
+        ),
+        trees,
+    )
 
 
 def min_norm_weights(
@@ -69,6 +80,112 @@ def min_norm_weights(
     return weights
 
 
+def min_norm_gradient(
+    gradients: types.Params, mask: types.Mask | None = None, *, num_steps: int = 50
+) -> tuple[types.Params, jax.Array]:
+    """The shortest vector among the averages of T gradients, and its weights.
+
+    POCL moves the weights by it, over the hypergradients of past tasks, plus the
+    current task's hypergradient: what past tasks have in common is kept, whichever of
+    them has the largest gradient.
+
+    Args:
+        gradients: as in ``min_norm_weights``, as are ``mask`` and ``num_steps``.
+        mask: masked gradients are left out even where they are not finite.
+        num_steps: Frank-Wolfe steps.
+
+    Returns:
+        ``gradient``, the tree of one gradient, and ``weights`` [T]. Zeros if every
+        task is masked.
+
+    Raises:
+        ValueError: as ``min_norm_weights``.
+        TypeError: as ``min_norm_weights``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> gradients = {"w": jnp.array([[2.0, 0.0], [0.0, 1.0]])}
+        >>> gradient, weights = lm.mixing.min_norm_gradient(gradients)
+        >>> print(gradient["w"], weights)
+        [0.4 0.8] [0.2 0.8]
+
+    References:
+        Wu et al. 2024, ICML, "Mitigating Catastrophic Forgetting in Online Continual
+        Learning by Modeling Previous Task Interrelations via Pareto Optimization".
+    """
+    weights = min_norm_weights(gradients, mask, num_steps=num_steps)
+    gradients = checks.as_arrays("gradients", gradients)
+    if mask is not None:
+        # Not by a weight of zero, which lets a NaN through.
+        gradients = jax.vmap(
+            lambda is_used, tree: jax.tree.map(lambda x: jnp.where(is_used, x, 0), tree)
+        )(jnp.asarray(mask), gradients)
+    return _combine(weights, gradients), weights
+
+
+def look_ahead_points(
+    weights: types.Params,
+    gradients: types.Params,
+    mixtures: chex.Array,
+    step_sizes: types.StepSizes,
+) -> types.Params:
+    """K points, each one step from the weights along a mixture of T gradients.
+
+    ``points_k = weights - step_sizes * sum_t mixtures[k, t] gradients_t``. LOR looks
+    ahead along mixtures of two gradients, that of the incoming rows (plasticity) and
+    that of the replayed ones (stability), and descends a smooth maximum of the loss
+    there, see ``soft_maximum_value_and_grad``.
+
+    Args:
+        weights: any pytree of floating arrays.
+        gradients: tree of ``weights`` with leaves [T, ...].
+        mixtures: [K, T] shares of the gradients, unitless, such as draws of
+            ``jax.random.dirichlet``, whose rows sum to 1; any numbers will do.
+        step_sizes: unitless, of any grain, as in ``adapt``; used as they are, negative
+            ones included.
+
+    Returns:
+        Tree of ``weights`` with leaves [K, ...]. As a function it is linear in the
+        gradients, so that stop-gradients on them give LOR's first order.
+
+    Raises:
+        ValueError: trees, shapes or leading axes disagree.
+        TypeError: a leaf is not floating.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> weights = jnp.array([1.0, 1.0])
+        >>> gradients = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> mixtures = jnp.array([[1.0, 0.0], [0.5, 0.5]])
+        >>> print(lm.mixing.look_ahead_points(weights, gradients, mixtures, 0.5))
+        [[0.5  1.  ]
+         [0.75 0.75]]
+
+    References:
+        Lai et al. 2026, CVPR, "Beyond Myopic Alignment" (LOR).
+    """
+    params = checks.check_meta_params(types.MetaParams(weights, step_sizes))
+    checks.check_floating("gradients", gradients)
+    checks.check_floating("mixtures", mixtures)
+    (num_gradients,) = checks.check_rows("gradients", gradients)
+    _, num_shares = checks.check_rows("mixtures", mixtures, axes=2)
+    checks.check_equal("mixtures.T", num_shares, "rows of gradients", num_gradients)
+    gradients = checks.as_arrays("gradients", gradients)
+    first = jax.tree.map(lambda leaf: leaf[0], gradients)
+    checks.check_same_tree("gradients[0]", first, "weights", params.weights)
+    directions = _combine(jnp.asarray(mixtures), gradients)
+    return jax.tree.map(
+        lambda weight, rate, move: (
+            weight[None] - rate[None].astype(weight.dtype) * move
+        ),
+        params.weights,
+        grain.spread(params.step_sizes, params.weights),
+        directions,
+    )
+
+
 def soft_maximum_value_and_grad(
     loss_fn: types.LossFn,
     points: types.Params,
@@ -83,15 +200,16 @@ def soft_maximum_value_and_grad(
     the mean and the largest of the losses. Its gradient is ``sum_k softmax(losses /
     temperature)_k grad loss(points_k)``: that of a displacement common to all points,
     so of the weights from which they were reached if the steps are held constant (first
-    order). LOR takes it at points that look ahead along mixtures of the incoming and
-    the replayed rows' gradients.
+    order). LOR takes it at ``look_ahead_points`` along mixtures of the incoming and the
+    replayed rows' gradients.
 
     Args:
         loss_fn: ``(weights, batch) -> [B]``, nats.
         points: tree of weights with leaves [K, ...].
         batch: pytree with leaves [B, ...], the same for all points.
         mask: [B] booleans, True = valid; None takes every row.
-        temperature: in nats, > 0. Small ones approach the maximum, large ones the mean.
+        temperature: scalar in nats, > 0. Small ones approach the maximum, large ones
+            the mean.
 
     Returns:
         ``(value, losses [K]), gradient``: nats, and the tree of one point.
@@ -127,7 +245,4 @@ def soft_maximum_value_and_grad(
     scaled = values / temperature
     shares = jax.nn.softmax(scaled)
     value = jax.nn.logsumexp(scaled) - jnp.log(values.shape[0])
-    mixed = jax.tree.map(
-        lambda leaf: jnp.tensordot(shares.astype(leaf.dtype), leaf, axes=1), grads
-    )
-    return (temperature * value, values), mixed
+    return (temperature * value, values), _combine(shares, grads)

@@ -12,7 +12,18 @@ ACCEPTANCE_RULES = ("exact", "published")
 
 
 class ReservoirState(NamedTuple):
-    """Stored rows and how many rows have been offered."""
+    """Stored rows and how many rows have been offered.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> reservoir = lm.make_reservoir(3, jax.ShapeDtypeStruct((), jnp.int32))
+        >>> rows = jnp.array([10, 11])
+        >>> state = reservoir.add(jax.random.key(0), reservoir.init(), rows)
+        >>> print(state.rows, state.num_seen)
+        [10 11  0] 2
+    """
 
     rows: types.Batch
     """Leaves [C, ...]; slots that were never filled hold zeros."""

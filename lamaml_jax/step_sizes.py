@@ -16,12 +16,23 @@ StepSizeInit: TypeAlias = (
 
 
 class StepSizesState(NamedTuple):
-    """State of ``scale_by_step_sizes``."""
+    """State of ``scale_by_step_sizes``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import lamaml_jax as lm
+        >>> tx = optax.chain(lm.scale_by_step_sizes(0.25, optax.sgd(0.5)))
+        >>> state = tx.init({"w": jnp.zeros(2)})
+        >>> print(state[0].step_sizes["w"], optax.tree.get(state, "step_sizes")["w"])
+        [0.25 0.25] [0.25 0.25]
+    """
 
     step_sizes: types.StepSizes
     """Rates, unitless: one per weight (the tree and shapes of the weights), or of the
     grain that ``init`` gave them."""
     step_size_tx_state: optax.OptState
+    """State of ``step_size_tx``."""
     weight_tx_state: optax.OptState
     """State of ``weight_tx``; empty under the asynchronous rule."""
 

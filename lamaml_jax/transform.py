@@ -36,18 +36,32 @@ _DEFAULT_MAX_NORM = 2.0
 
 
 class LamamlState(NamedTuple):
-    """State of ``lamaml_transform``."""
+    """State of ``lamaml_transform``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import lamaml_jax as lm
+        >>> loss_fn = lambda weights, batch: (weights - batch) ** 2 / 2
+        >>> state = lm.lamaml(loss_fn, step_size_init=0.1).init(jnp.float32(0))
+        >>> print(state.rule_state.step_sizes, state.reservoir)
+        0.1 None
+        >>> print(optax.tree.get((state,), "step_sizes"))  # inside a chain too
+        0.1
+    """
 
     rule_state: step_sizes.StepSizesState
     """Step sizes and the states of ``step_size_tx`` and ``weight_tx``."""
     meta_tx_state: optax.OptState
+    """State of ``meta_tx``."""
     reservoir: types.PyTree
-    """State of the reservoir, or None."""
+    """State of the reservoir, a pytree, or None."""
     variance_reduction: variance_reduction.VarianceReductionState | None
     """None unless ``momentum`` is given."""
     model_state: types.ModelState
-    """What ``model_state_fn`` moves, such as running averages, or None."""
+    """What ``model_state_fn`` moves, such as running averages, a pytree; or None."""
     info: info.LamamlInfo
+    """What there is to plot of the last update."""
 
 
 class _Drawing(NamedTuple):
@@ -177,16 +191,18 @@ def lamaml_transform(
             default ``clip_meta_grads(2.0)``; ``optax.identity()`` for none. It,
             ``step_size_tx`` and ``weight_tx`` are handed ``value=``, the meta-loss, and
             ``grad=``, as ``optax.contrib.reduce_on_plateau`` and others ask.
-        inner_steps: K.
-        reservoir: from ``make_reservoir`` or ``make_balanced_reservoir``; its state
-            then lives in this one's. None replays nothing.
+        inner_steps: K, the number of inner steps.
+        reservoir: from ``make_reservoir`` or ``make_balanced_reservoir``; its state, a
+            pytree, then lives in this one's. None replays nothing.
         replay_size: R, rows drawn from the reservoir per update.
         replay_weight: None scores replayed and incoming rows in one mean, as published,
             so that R / (R + B) of it is replay; a number in [0, 1] scores each on their
-            own, and gives the replayed ones that weight (see ``weigh_rows``).
-        momentum: None for the plain meta-gradient, or the share in [0, 1] of a running
-            one of lower variance (see ``variance_reduced``), which stands in its place
-            before ``extra_grads`` and ``meta_tx``. Doubles the cost of an update.
+            own, and gives the replayed ones that weight, unitless (see
+            ``weigh_rows``).
+        momentum: None for the plain meta-gradient, or the share, a number in [0, 1],
+            unitless, of a running one of lower variance (see ``variance_reduced``),
+            which stands in its place before ``extra_grads`` and ``meta_tx``. Doubles
+            the cost of an update.
         loss_takes_key: ``loss_fn`` also takes ``key=``, new in every inner step and
             every query (dropout, augmentation); ``update`` then needs ``key=`` in both
             forms.
@@ -200,7 +216,7 @@ def lamaml_transform(
         objective: as in ``meta_value_and_grad``, and so are the other options below.
         first_order: hold inner directions constant.
         rectify: use relu of the step sizes in the inner steps.
-        clip: bound on each element of an inner gradient, or None.
+        clip: bound on each element of an inner gradient, a number in nats, or None.
         inner_tx: optax transformation of the inner gradients, or None.
         adapt_mask: the leaves that the inner loop adapts.
         inner_ad: how products with inner Hessians are taken.

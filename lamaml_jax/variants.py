@@ -27,7 +27,7 @@ def lamaml(
 
     Args:
         loss_fn: as in ``lamaml_transform``.
-        step_size_init: initial step sizes, unitless.
+        step_size_init: initial step sizes, unitless: a number, or any grain.
         step_size_learning_rate: eta, learning rate of the step sizes.
         **options: as in ``lamaml_transform``.
 
@@ -75,7 +75,7 @@ def sync_lamaml(
 
     Args:
         loss_fn: as in ``lamaml_transform``.
-        step_size_init: initial step sizes, unitless.
+        step_size_init: initial step sizes, unitless: a number, or any grain.
         step_size_learning_rate: eta, learning rate of the step sizes.
         weight_learning_rate: learning rate of the slow weights.
         **options: as in ``lamaml_transform``.
@@ -126,7 +126,7 @@ def cmaml(
 
     Args:
         loss_fn: as in ``lamaml_transform``.
-        step_size_init: the inner rate, unitless, which never changes.
+        step_size_init: the inner rate, one unitless number, which never changes.
         weight_learning_rate: learning rate of the slow weights.
         **options: as in ``lamaml_transform``.
 

@@ -1,5 +1,7 @@
 """Bytes as a bad disk or a careless hand leaves them."""
 
+from collections.abc import Callable
+
 import hypothesis
 import hypothesis.strategies as st
 
@@ -14,13 +16,13 @@ settings = hypothesis.settings(
 
 
 @st.composite
-def damages(draw):
+def damages(draw) -> Callable[[bytes], bytes]:
     """A function that cuts bytes off, or replaces, removes or adds some."""
     kind = draw(st.sampled_from(["cut", "replace", "remove", "insert"]))
     where = draw(st.floats(0, 1, exclude_max=True))
     new = draw(st.binary(min_size=1, max_size=8))
 
-    def damage(data):
+    def damage(data) -> bytes:
         place = int(where * len(data))
         if kind == "cut":
             return data[:place]

@@ -3,7 +3,7 @@
 import re
 
 
-def copies_in_loops(hlo, capacity):
+def copies_in_loops(hlo, capacity) -> list[str]:
     """Copies of [capacity, ...] buffers in the bodies of loops and what they call."""
     bodies, name = {}, None
     for line in hlo.splitlines():

@@ -7,9 +7,12 @@ anywhere but the file goes astray. Numpy float64; no line of the library has a p
 
 import functools
 from collections import namedtuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import reference
+from reference import Tree
 from stored_updates import Stored
 
 D, H, Y = 3, 4, 3
@@ -35,16 +38,16 @@ LA_ER = {
 }
 
 
-def torch_layout(tree):
+def torch_layout(tree) -> list[np.ndarray]:
     """Leaves in the file's order; a matrix is (out, in)."""
     return [tree[name].T for name in NAMES]
 
 
-def file(prefix, tree):
+def file(prefix, tree) -> Tree:
     return {f"{prefix}/{j}": leaf for j, leaf in enumerate(torch_layout(tree))}
 
 
-def arguments(case):
+def arguments(case) -> dict[str, Any]:
     """The recorded options; ``alpha_init`` is not where the step sizes start."""
     return {
         **case._asdict(),
@@ -58,24 +61,26 @@ def arguments(case):
     }
 
 
-def rows_of(rows):
+def rows_of(rows) -> Tree:
     """Arrays x, y, t of a list of rows; there is one task, number 0."""
     x, y = (np.stack(part) for part in zip(*rows, strict=True))
     return {"x": x, "y": y, "t": np.zeros_like(y)}
 
 
-def batch_of(rows):
+def batch_of(rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     arrays = rows_of(rows)
     return arrays["x"], arrays["y"], np.ones(len(rows), bool)
 
 
-def inner_rule(case, objective="mean"):
+def inner_rule(case, objective="mean") -> dict[str, Any]:
     """Raw step sizes and a clip in the multi-head code and in all of La-ER."""
     is_raw = case.multi_head or objective == "last"
     return {"rectify": not is_raw, "clip": MAX_NORM if is_raw else None}
 
 
-def meta_gradient(case, weights, step_sizes, support, query, objective):
+def meta_gradient(
+    case, weights, step_sizes, support, query, objective
+) -> reference.MetaGradient:
     return reference.meta_gradient(
         reference.tanh_net(),
         weights,
@@ -88,7 +93,9 @@ def meta_gradient(case, weights, step_sizes, support, query, objective):
     )
 
 
-def lamaml_update(case, weights, step_sizes, support, query):
+def lamaml_update(
+    case, weights, step_sizes, support, query
+) -> tuple[Tree, Tree, Tree, float]:
     """One update: new weights and step sizes, and what the file holds of it."""
     found = meta_gradient(case, weights, step_sizes, support, query, "mean")
     path = reference.adapt(
@@ -118,7 +125,9 @@ def lamaml_update(case, weights, step_sizes, support, query):
     return weights, step_sizes, record, found.meta_loss
 
 
-def la_er_update(case, weights, step_sizes, support, query):
+def la_er_update(
+    case, weights, step_sizes, support, query
+) -> tuple[Tree, Tree, Tree, float]:
     """Step sizes by the last inner step's loss, weights by the loss at the start."""
     found = meta_gradient(case, weights, step_sizes, support, query, "last")
     problem, batch = reference.tanh_net(), batch_of(query)
@@ -139,7 +148,7 @@ def la_er_update(case, weights, step_sizes, support, query):
     return weights, step_sizes, record, loss
 
 
-def make(case, update):
+def make(case, update) -> Stored:
     """Two calls of two glances each, with a memory by the published rule."""
     rng = np.random.default_rng(case.seed)
     shapes = {"w1": (D, H), "b1": (H,), "w2": (H, Y), "b2": (Y,)}
@@ -204,7 +213,7 @@ def make(case, update):
     return Stored(meta, arrays)
 
 
-def cases(family):
+def cases(family) -> dict[str, Callable[[], Stored]]:
     """Functions without arguments that make the updates of a family, by name."""
     named, update = {
         "lamaml": (LAMAML, lamaml_update),

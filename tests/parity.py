@@ -13,7 +13,7 @@ import stored_updates
 TOLERANCES = {"f64": 1e-10, "f32": 1e-4}
 
 
-def relative_error(actual, expected):
+def relative_error(actual, expected) -> float:
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape
     scale = max(np.max(np.abs(expected)), np.finfo(np.float64).tiny)
@@ -22,7 +22,7 @@ def relative_error(actual, expected):
         return float(np.max(difference) / scale)
 
 
-def assert_close(stored, what, actual, expected):
+def assert_close(stored, what, actual, expected) -> None:
     """Compares two trees leaf by leaf; a NaN on either side is a failure."""
     tolerance = TOLERANCES[stored.meta["dtype"]]
     actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
@@ -32,7 +32,7 @@ def assert_close(stored, what, actual, expected):
         assert error <= tolerance, f"{what}, leaf {j}: {error:.2e} > {tolerance:.0e}"
 
 
-def assert_predictions_close(stored, weights):
+def assert_predictions_close(stored, weights) -> None:
     """Compares the logits of every task after training."""
     found = stored_updates.predictions(stored, weights)
     assert found

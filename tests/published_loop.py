@@ -17,7 +17,7 @@ import numpy as np
 import threadpoolctl
 
 
-def initial_weights(rng, widths):
+def initial_weights(rng, widths) -> list[np.ndarray]:
     """Kaiming-normal weights and zero biases, [W1, b1, W2, b2, ...]."""
     weights = []
     for fan_in, fan_out in itertools.pairwise(widths):
@@ -27,14 +27,14 @@ def initial_weights(rng, widths):
     return weights
 
 
-def activations(weights, images):
+def activations(weights, images) -> tuple[list[np.ndarray], np.ndarray]:
     layers = [images]
     for matrix, bias in zip(weights[:-2:2], weights[1:-2:2], strict=True):
         layers.append(np.maximum(layers[-1] @ matrix + bias, 0))
     return layers, layers[-1] @ weights[-2] + weights[-1]
 
 
-def gradient(weights, images, labels):
+def gradient(weights, images, labels) -> list[np.ndarray]:
     """Gradient of the mean softmax cross-entropy."""
     layers, logits = activations(weights, images)
     error = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -48,12 +48,12 @@ def gradient(weights, images, labels):
     return grads
 
 
-def clipped(grads, max_norm=2.0):
+def clipped(grads, max_norm=2.0) -> list[np.ndarray]:
     norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in grads))
     return [g * np.float32(min(1, max_norm / (norm + 1e-6))) for g in grads]
 
 
-def remember(memory, seen, capacity, row):
+def remember(memory, seen, capacity, row) -> None:
     """Stores the row that is number ``seen`` (from 1), perhaps over an older one."""
     if len(memory) < capacity:
         memory.append(row)
@@ -63,13 +63,15 @@ def remember(memory, seen, capacity, row):
             memory[slot] = row
 
 
-def with_replay(memory, images, labels, size):
+def with_replay(memory, images, labels, size) -> tuple[np.ndarray, np.ndarray]:
     old = [random.choice(memory) for _ in range(min(size, len(memory)))]
     rows = old + list(zip(images, labels, strict=True))
     return np.stack([x for x, _ in rows]), np.array([y for _, y in rows])
 
 
-def lamaml_update(weights, step_sizes, images, labels, query, eta):
+def lamaml_update(
+    weights, step_sizes, images, labels, query, eta
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """One meta-update; the inner batches are the single rows in their order."""
     fast, num_steps = weights, np.float32(len(labels))
     travelled = [np.zeros_like(w) for w in weights]
@@ -97,7 +99,7 @@ def lamaml_update(weights, step_sizes, images, labels, query, eta):
 
 
 @threadpoolctl.threadpool_limits.wrap(limits=1)  # for rows this few, eight times faster
-def run(data, index, hidden, *, hyper, seed):
+def run(data, index, hidden, *, hyper, seed) -> tuple[float, float]:
     """Learns stream ``index`` of ``data`` with La-MAML, or with plain SGD (Online).
 
     ``hyper`` are hyper-parameters of the experiments; without inner steps the batch is
@@ -111,15 +113,15 @@ def run(data, index, hidden, *, hyper, seed):
     step_sizes = [np.full_like(w, rate) for w in weights]
     memory, seen, learnt = [], 0, []
 
-    def turned(images, task):
+    def turned(images, task) -> np.ndarray:
         background = np.zeros((len(images), 1), images.dtype)
         padded = np.concatenate([images, background], axis=1)
         turned = padded[:, data.pixel_maps[index, task]]
         return turned.astype(np.float32) / np.float32(data.max_value)
 
-    def accuracy(task):
+    def accuracy(task) -> float:
         _, logits = activations(weights, turned(data.test_images, task))
-        return np.mean(logits.argmax(axis=1) == data.test_labels)
+        return float(np.mean(logits.argmax(axis=1) == data.test_labels))
 
     for task, chosen in enumerate(data.rows[index]):
         all_images = turned(data.train_images[chosen], task)
@@ -145,10 +147,10 @@ def run(data, index, hidden, *, hyper, seed):
                     remember(memory, seen, hyper.capacity, row)
         learnt.append(accuracy(task))
     final = [accuracy(task) for task in range(len(learnt))]
-    return np.mean(final), np.mean(learnt)
+    return float(np.mean(final)), float(np.mean(learnt))
 
 
-def main(name, seeds):
+def main(name, seeds) -> None:
     from experiments.config import benchmarks, presets
 
     benchmark = benchmarks.get_benchmark(name)

@@ -22,7 +22,7 @@ import numpy as np
 from published_loop import clipped, remember, with_replay
 
 
-def initial_weights(rng, sizes):
+def initial_weights(rng, sizes) -> list[np.ndarray]:
     """Kaiming-normal weights and zero biases, [W1, b1, W2, b2, ...]."""
     weights = []
     for size in sizes:
@@ -32,7 +32,7 @@ def initial_weights(rng, sizes):
     return weights
 
 
-def sizes_of(side, channels, hidden, num_classes):
+def sizes_of(side, channels, hidden, num_classes) -> list[tuple[int, ...]]:
     """Shapes of the layers: 3x3 convolutions that halve the side, then dense ones."""
     widths = (3, *channels)
     side //= 2 ** len(channels)
@@ -41,7 +41,7 @@ def sizes_of(side, channels, hidden, num_classes):
     return convolutions + list(itertools.pairwise(dense))
 
 
-def logits_of(weights, images):
+def logits_of(weights, images) -> jax.Array:
     x = images
     layers = list(zip(weights[::2], weights[1::2], strict=True))
     for number, (matrix, bias) in enumerate(layers, 1):
@@ -65,7 +65,7 @@ def logits_of(weights, images):
     return x
 
 
-def loss_of(weights, images, labels, per_task):
+def loss_of(weights, images, labels, per_task) -> jax.Array:
     """Mean over rows of the cross-entropy over the outputs of the row's own task.
 
     ``labels`` holds the class and the task of every row.
@@ -77,17 +77,17 @@ def loss_of(weights, images, labels, per_task):
     return -jnp.take_along_axis(log_p, chosen, axis=1).mean()
 
 
-def meta_loss(weights, step_sizes, support, query, inner_clip, per_task):
+def meta_loss(weights, step_sizes, support, query, inner_clip, per_task) -> jax.Array:
     """Mean query loss after each inner step; ``support`` is a list of inner batches."""
     fast, losses = weights, []
     for batch in support:
-        inner = jax.grad(loss_of)(fast, *batch, per_task)
+        inner = jax.grad(loss_of)(fast, *batch, per_task=per_task)
         fast = [
             w - a * jnp.clip(g, -inner_clip, inner_clip)
             for w, a, g in zip(fast, step_sizes, inner, strict=True)
         ]
-        losses.append(loss_of(fast, *query, per_task))
-    return sum(losses) / len(losses)
+        losses.append(loss_of(fast, *query, per_task=per_task))
+    return sum(losses, jnp.zeros(())) / len(losses)
 
 
 GRADIENT = jax.jit(jax.grad(loss_of), static_argnames="per_task")
@@ -96,7 +96,7 @@ META_GRADIENT = jax.jit(
 )
 
 
-def changed(rng, image):
+def changed(rng, image) -> np.ndarray:
     """One training image in [0, 1], cropped, perhaps mirrored, and made brighter."""
     height, width = image.shape[:2]
     top, left = rng.integers(0, 9, size=2)
@@ -104,11 +104,11 @@ def changed(rng, image):
     return image[top : top + height, left : left + width][:, :: rng.choice([1, -1])]
 
 
-def brightened(rng, image):
+def brightened(rng, image) -> np.ndarray:
     return np.clip(image * np.float32(rng.uniform(1 - 63 / 255, 1 + 63 / 255)), 0, 1)
 
 
-def offer(memory, seen, capacity, rows):
+def offer(memory, seen, capacity, rows) -> int:
     """Offers rows to the memory; returns how many it has been offered by then."""
     for row in rows:
         seen += 1
@@ -116,7 +116,7 @@ def offer(memory, seen, capacity, rows):
     return seen
 
 
-def run(data, index, benchmark, num_tasks, *, hyper, seed):
+def run(data, index, benchmark, num_tasks, *, hyper, seed) -> list[list[float]]:
     """Learns the first tasks of stream ``index`` of ``data``.
 
     ``hyper`` are hyper-parameters of the experiments. Without a learning rate of the
@@ -140,8 +140,8 @@ def run(data, index, benchmark, num_tasks, *, hyper, seed):
     )
     memory, seen, accuracies = [], 0, []
 
-    def shown(rows, task):
-        images = np.float32(data.train_images[rows]) / np.float32(data.max_value)
+    def shown(rows, task) -> tuple[np.ndarray, np.ndarray]:
+        images = data.train_images[rows].astype(np.float32) / np.float32(data.max_value)
         images = np.stack([changed(rng, image) for image in images])
         if "brightness" in benchmark.augment:
             images = np.stack([brightened(rng, image) for image in images])
@@ -149,9 +149,9 @@ def run(data, index, benchmark, num_tasks, *, hyper, seed):
         labels = np.stack([labels, np.full_like(labels, task)], axis=1)
         return (images - mean) / std, labels
 
-    def accuracy(task):
+    def accuracy(task) -> float:
         rows = data.test_rows[index, task]
-        images = np.float32(data.test_images[rows]) / np.float32(data.max_value)
+        images = data.test_images[rows].astype(np.float32) / np.float32(data.max_value)
         first = per_task * task
         own = logits_of(weights, (images - mean) / std)[:, first : first + per_task]
         labels = data.label_maps[index, data.test_labels[rows]]
@@ -200,7 +200,7 @@ def run(data, index, benchmark, num_tasks, *, hyper, seed):
     return accuracies
 
 
-def main(name, num_tasks, method, seeds):
+def main(name, num_tasks, method, seeds) -> None:
     from experiments.config import benchmarks, presets
 
     benchmark = benchmarks.get_benchmark(name)

@@ -8,9 +8,12 @@ gradient, and its Hessian times a direction.
 """
 
 from collections import Counter, namedtuple
+from typing import Any
 
 import numpy as np
 
+Tree = dict[str, Any]
+"""Arrays of float64 by name."""
 Problem = namedtuple("Problem", ["loss", "grad", "hessian_product"])
 Adaptation = namedtuple("Adaptation", ["path", "raw_grads", "grads", "losses"])
 MetaGradient = namedtuple(
@@ -22,14 +25,14 @@ MetaGradient = namedtuple(
 # Problems ---------------------------------------------------------------------------
 
 
-def quadratic(hessian):
+def quadratic(hessian) -> Problem:
     """Mean over rows x of (w - x)' A (w - x) / 2 for symmetric A; weights {"w": [D]}.
 
     Gradient A (w - mean x), Hessian A; both 0 where no row is valid.
     """
     hessian = np.asarray(hessian, np.float64)
 
-    def loss(weights, batch):
+    def loss(weights, batch) -> float:
         rows, mask = batch
         total = 0.0
         for row in rows[mask]:
@@ -37,13 +40,13 @@ def quadratic(hessian):
             total += gap @ hessian @ gap / 2
         return total / max(mask.sum(), 1)
 
-    def grad(weights, batch):
+    def grad(weights, batch) -> Tree:
         rows, mask = batch
         if not mask.any():
             return {"w": np.zeros_like(weights["w"])}
         return {"w": hessian @ (weights["w"] - rows[mask].mean(axis=0))}
 
-    def hessian_product(weights, direction, batch):
+    def hessian_product(weights, direction, batch) -> Tree:
         if not batch[-1].any():
             return {"w": np.zeros_like(weights["w"])}
         return {"w": hessian @ direction["w"]}
@@ -51,17 +54,17 @@ def quadratic(hessian):
     return Problem(loss, grad, hessian_product)
 
 
-def _softmax(logits):
+def _softmax(logits) -> np.ndarray:
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
-def _net_forward(weights, inputs):
+def _net_forward(weights, inputs) -> tuple[np.ndarray, np.ndarray]:
     hidden = np.tanh(inputs @ weights["w1"] + weights["b1"])
     return hidden, hidden @ weights["w2"] + weights["b2"]
 
 
-def _net_loss(weights, batch):
+def _net_loss(weights, batch) -> float:
     inputs, labels, mask = batch
     _, logits = _net_forward(weights, inputs)
     total = 0.0
@@ -72,7 +75,7 @@ def _net_loss(weights, batch):
     return total / max(mask.sum(), 1)
 
 
-def _net_grad(weights, batch):
+def _net_grad(weights, batch) -> Tree:
     inputs, labels, mask = batch
     hidden, logits = _net_forward(weights, inputs)
     one_hot = np.eye(logits.shape[1])[labels]
@@ -87,7 +90,7 @@ def _net_grad(weights, batch):
     }
 
 
-def _net_hessian_product(weights, direction, batch):
+def _net_hessian_product(weights, direction, batch) -> Tree:
     """Applies d/dt at t = 0 of weights + t direction to every line of ``_net_grad``."""
     inputs, labels, mask = batch
     hidden, logits = _net_forward(weights, inputs)
@@ -114,7 +117,7 @@ def _net_hessian_product(weights, direction, batch):
     }
 
 
-def tanh_net():
+def tanh_net() -> Problem:
     """Softmax cross-entropy of a net with one tanh layer; batch (inputs, labels, mask).
 
     Weights "w1" [D, H], "b1" [H], "w2" [H, Y], "b2" [Y].
@@ -125,25 +128,27 @@ def tanh_net():
 # Adaptation and its gradient --------------------------------------------------------
 
 
-def _rectified(rate, rectify):
+def _rectified(rate, rectify) -> np.ndarray:
     return np.where(rate > 0, rate, 0.0) if rectify else rate
 
 
-def _rectified_slope(rate, rectify):
+def _rectified_slope(rate, rectify) -> np.ndarray:
     return np.where(rate > 0, 1.0, 0.0) if rectify else np.ones_like(rate)
 
 
-def _clip(grad, bound):
+def _clip(grad, bound) -> np.ndarray:
     return grad if bound is None else np.minimum(np.maximum(grad, -bound), bound)
 
 
-def _clip_slope(grad, bound):
+def _clip_slope(grad, bound) -> np.ndarray:
     if bound is None:
         return np.ones_like(grad)
     return np.where(np.abs(grad) < bound, 1.0, 0.0)
 
 
-def adapt(problem, weights, step_sizes, support, *, rectify, clip, frozen=()):
+def adapt(
+    problem, weights, step_sizes, support, *, rectify, clip, frozen=()
+) -> Adaptation:
     """K steps ``w <- w - rect(a) * clip(grad)``; leaves named in ``frozen`` stay."""
     path, raw_grads, grads, losses = [weights], [], [], []
     for batch in support:
@@ -177,7 +182,7 @@ def pull_back(
     rectify,
     clip,
     frozen=(),
-):
+) -> tuple[Tree, Tree]:
     """Gradients in w and a of a function with gradients ``at_path[i - 1]`` at w_i.
 
     With v_i the total gradient at w_i, going back from v_K = c_K:
@@ -217,7 +222,7 @@ def meta_gradient(
     rectify,
     clip,
     frozen=(),
-):
+) -> MetaGradient:
     """Meta-loss and its gradients; ``objective`` "mean" over w_1..w_K, or "last"."""
     steps = len(support)
     adaptation = adapt(
@@ -265,18 +270,18 @@ def meta_gradient(
 # The meta-update --------------------------------------------------------------------
 
 
-def global_norm(tree):
+def global_norm(tree) -> float:
     return np.sqrt(sum((value**2).sum() for value in tree.values()))
 
 
-def clip_by_norm(tree, max_norm, eps=1e-6):
+def clip_by_norm(tree, max_norm, eps=1e-6) -> Tree:
     factor = min(1.0, max_norm / (global_norm(tree) + eps))
     return {name: factor * value for name, value in tree.items()}
 
 
 def meta_update(
     weights, step_sizes, at_weights, at_step_sizes, *, max_norm, eta, weight_rate=None
-):
+) -> tuple[Tree, Tree]:
     """Clips each half, moves the step sizes, then the weights.
 
     ``weight_rate`` None is the asynchronous rule: the weights move by relu of the step
@@ -300,7 +305,9 @@ def meta_update(
 # The reservoir ----------------------------------------------------------------------
 
 
-def reservoir_insert(stored, num_seen, capacity, rows, draws, mask):
+def reservoir_insert(
+    stored, num_seen, capacity, rows, draws, mask
+) -> tuple[list[Any], int]:
     """Offers rows one by one; ``stored`` is a list. Returns the new list and count.
 
     A row that finds the reservoir full goes to its drawn slot if that exists.
@@ -317,7 +324,7 @@ def reservoir_insert(stored, num_seen, capacity, rows, draws, mask):
     return stored, num_seen
 
 
-def balanced_insert(stored, seen, full, capacity, rows, labels, mask, draw_fn):
+def balanced_insert(stored, seen, full, capacity, rows, labels, mask, draw_fn) -> None:
     """Offers rows one by one to a class-balancing reservoir; changes its arguments.
 
     ``stored`` is a list of pairs (row, class), ``seen`` a count of each class, ``full``
@@ -342,17 +349,17 @@ def balanced_insert(stored, seen, full, capacity, rows, labels, mask, draw_fn):
             full |= largest_classes(stored)
 
 
-def largest_classes(stored):
+def largest_classes(stored) -> set[int]:
     counts = Counter(label for _, label in stored)
     return {label for label, n in counts.items() if n == max(counts.values())}
 
 
-def reservoir_draw_limit(n, acceptance):
+def reservoir_draw_limit(n, acceptance) -> int:
     """Exclusive upper end of the slot drawn by the n-th row (n from 1)."""
     return {"exact": n, "published": n + 1}[acceptance]
 
 
-def inclusion_probability(position, num_seen, capacity, acceptance):
+def inclusion_probability(position, num_seen, capacity, acceptance) -> float:
     """Chance that the row at ``position`` (from 1) is stored after ``num_seen`` rows.
 
     Exact rule: C / N for all. Published rule: row n > C enters with C / (n + 1) and

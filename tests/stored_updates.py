@@ -124,7 +124,7 @@ def support(
 
 
 def apply_network(
-    config: list[list[Any]], weights: list[jax.Array], x: jax.Array
+    config: list[list[Any]], weights: list[jax.Array], x: Any
 ) -> jax.Array:
     """Runs a network of the authors' parser in torch's layout.
 
@@ -162,7 +162,7 @@ def loss_of(stored: Stored) -> Any:
     """Loss of a file's network: own head of each row, or one head for all."""
     meta = stored.meta
 
-    def loss_fn(weights, batch):
+    def loss_fn(weights, batch) -> jax.Array:
         logits = apply_network(meta["config"], weights, batch["x"])
         if not meta["multi_head"]:
             return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])

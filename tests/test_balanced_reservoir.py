@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from compiling import compile_as_users_do
 from hlo import copies_in_loops
 from hypothesis import given
 
@@ -349,7 +350,8 @@ def test_a_learner_keeps_a_balanced_memory(key):
 CAPACITY = 20_000
 
 
-def test_a_learner_over_a_stream_writes_its_rows_in_place(full_compile):
+@pytest.mark.slow
+def test_a_learner_over_a_stream_writes_its_rows_in_place():
     with jax.numpy_dtype_promotion("standard"):
         learner = learner_of(CAPACITY)
         state = jax.eval_shape(learner.init, None, jnp.zeros(2))
@@ -361,7 +363,7 @@ def test_a_learner_over_a_stream_writes_its_rows_in_place(full_compile):
             donate_argnums=1,
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
-        hlo = run.lower(key, state, batches).compile().as_text()
+        hlo = compile_as_users_do(run.lower(key, state, batches)).as_text()
     rows = f"f32[{CAPACITY},2]"
     assert rows in hlo
     assert not [line for line in copies_in_loops(hlo, CAPACITY) if rows in line]

@@ -5,12 +5,9 @@ A new member joins ``TRANSFORMS`` or ``LEARNERS``; the tests below then cover it
 
 import contextlib
 import functools
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -18,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from problems import stack
 
 import lamaml_jax as lm
 
@@ -107,6 +106,16 @@ def make_explicit(dtype=jnp.float32, **options):
 def make_rule(dtype=jnp.float32, **options):
     del dtype
     return lm.scale_by_step_sizes(0.1, optax.sgd(0.25), **options)
+
+
+def make_utility(dtype=jnp.float32, **options):
+    del dtype
+    return lm.scale_by_utility(0.9, 0.1, **options)
+
+
+def keys_alone(n, dtype=jnp.float32):
+    del dtype
+    return {"key": jax.random.key(n)}
 
 
 def keyed_loss(weights, batch, *, key):
@@ -216,6 +225,7 @@ TRANSFORMS = {
         functools.partial(make_rule, weight_tx=optax.sgd(0.1, momentum=0.9)),
         rate_grads,
     ),
+    "scale_by_utility": Member(make_utility, keys_alone),
 }
 
 LEARNERS = {
@@ -242,9 +252,18 @@ each_transform = pytest.mark.parametrize("name", TRANSFORMS)
 each_lamaml = pytest.mark.parametrize("name", LAMAML)
 each_learner = pytest.mark.parametrize("name", LEARNERS)
 some_transforms = pytest.mark.parametrize(
-    "name", ["explicit", "explicit_variance_reduced", "replay", "scale_by_step_sizes"]
+    "name",
+    [
+        "explicit",
+        "explicit_variance_reduced",
+        "replay",
+        "scale_by_step_sizes",
+        "scale_by_utility",
+    ],
 )
-cheap_transforms = pytest.mark.parametrize("name", ["explicit", "scale_by_step_sizes"])
+cheap_transforms = pytest.mark.parametrize(
+    "name", ["explicit", "scale_by_step_sizes", "scale_by_utility"]
+)
 some_learners = pytest.mark.parametrize("name", ["lamaml_glances", "sync_lamaml"])
 
 
@@ -263,10 +282,6 @@ def jitted(name):
     """One member and its update, compiled once for the whole module."""
     tx = TRANSFORMS[name].make()
     return tx, jax.jit(tx.update)
-
-
-def stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def plain(tree):
@@ -299,8 +314,10 @@ def test_tree_shapes_dtypes_and_state_structure_are_preserved(name, dtype):
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, weights)
     step_sizes = optax.tree.get(new_state, "step_sizes")
-    assert jax.tree.structure(step_sizes) == jax.tree.structure(weights)
-    assert {leaf.dtype for leaf in jax.tree.leaves(step_sizes)} == {jnp.dtype(dtype)}
+    if name != "scale_by_utility":
+        assert jax.tree.structure(step_sizes) == jax.tree.structure(weights)
+        found = {leaf.dtype for leaf in jax.tree.leaves(step_sizes)}
+        assert found == {jnp.dtype(dtype)}
     chex.assert_trees_all_equal_shapes_and_dtypes(plain(new_state), plain(state))
 
 
@@ -431,22 +448,17 @@ def test_types_of_a_learners_state_are_unchanged_by_a_batch(name, on_mesh):
 
 @pytest.mark.slow
 def test_types_are_unchanged_on_eight_devices():
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-    ]
-    done = subprocess.run(
-        [*command, __file__, "-k", "test_types_of and True"],
-        env=os.environ | {"LAMAML_TEST_DEVICES": "8"},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
+    pytest_here = [sys.executable, "-m", "pytest", "-q", "-n", 0]
+    done = processes.run(
+        [
+            *pytest_here,
+            __file__,
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "test_types_of and True",
+        ],
+        LAMAML_TEST_DEVICES="8",
     )
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d+ passed", done.stdout)
@@ -845,7 +857,9 @@ def two_devices():
     return Mesh(np.array(jax.devices()[:2]), ("seeds",))
 
 
-@pytest.mark.parametrize("name", ["explicit_variance_reduced", "scale_by_step_sizes"])
+@pytest.mark.parametrize(
+    "name", ["explicit_variance_reduced", "scale_by_step_sizes", "scale_by_utility"]
+)
 def test_shard_map_over_seeds_equals_one_device(name):
     mesh = two_devices()
     tx, _ = jitted(name)

@@ -1,11 +1,9 @@
-"""What is documented: every public name, with examples that run, and a reference."""
+"""What is documented: every public name, with examples that run."""
 
 import doctest
 import importlib
 import inspect
 import pkgutil
-import subprocess
-import sys
 
 import pytest
 
@@ -46,11 +44,3 @@ def test_docstring_names_every_argument_and_what_comes_back(owner, name):
     code = function.__code__
     for parameter in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
         assert f"{parameter}:" in arguments or f"``{parameter}``" in arguments
-
-
-def test_reference_is_built_from_the_docstrings(tmp_path):
-    command = [sys.executable, "-m", "pdoc", "-d", "google", "-o", tmp_path]
-    subprocess.run([*command, "lamaml_jax"], check=True)
-    page = (tmp_path / "lamaml_jax.html").read_text()
-    for name in lm.__all__:
-        assert f'id="{name}' in page or f"lamaml_jax/{name}.html" in page, name

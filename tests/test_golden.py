@@ -4,11 +4,17 @@ Inputs are closed formulas, not random draws; the expected numbers were printed 
 computation once, and agreed to 1e-12 with the numpy loops of reference.py.
 """
 
+import re
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import AS_USERS_DO
+from processes import run as run_process
 
 import lamaml_jax as lm
 
@@ -199,3 +205,15 @@ def test_five_meta_updates_give_the_stored_numbers(name, x64):
     # float64, some hundreds of operations that another version may order or fuse in
     # another way: 1e-10 is far above their rounding and far below any change of rule.
     np.testing.assert_allclose(got, GOLDEN[name], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_numbers_are_the_same_when_compiled_as_users_do():
+    """All other tests of numbers compile without XLA's optimisations."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", 0, "-p", "no:cacheprovider"]
+    here = Path(__file__)
+    files = [here, here.with_name("test_parity.py")]
+    chosen = ["-m", "slow or not slow", "-k", "five_meta_updates or own_"]
+    done = run_process([*command, *files, *chosen], **AS_USERS_DO)
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= len(OPTIONS) + 6

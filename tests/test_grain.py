@@ -10,7 +10,15 @@ import optax
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from problems import EXACT, FUSED, as_jax, assert_trees_close, waves
+from problems import (
+    EXACT,
+    FUSED,
+    as_jax,
+    assert_trees_close,
+    rectified_step,
+    waves,
+    wide_loss,
+)
 
 import lamaml_jax as lm
 from lamaml_jax import grain
@@ -377,12 +385,7 @@ def test_updates_equal_plain_loops(x64, name, momentum):
             lambda a, g: a - 0.2 * g, by_hand.step_sizes, grads.step_sizes
         )
         by_hand = lm.MetaParams(
-            jax.tree.map(
-                lambda w, a, g: w - jax.nn.relu(a) * g,
-                by_hand.weights,
-                full_rates(moved),
-                grads.weights,
-            ),
+            rectified_step(by_hand.weights, full_rates(moved), grads.weights),
             moved,
         )
     found = lm.MetaParams(weights, state.rule_state.step_sizes)
@@ -525,10 +528,6 @@ def test_one_rate_per_leaf_carries_no_second_copy_of_the_weights():
 
 def test_one_rate_per_leaf_needs_no_tree_of_rates_in_an_update():
     """Neither the rates nor their gradients are ever spread out in memory."""
-
-    def wide_loss(weights, batch):
-        out = jnp.tanh(batch @ weights["w"]) @ weights["v"]
-        return jnp.sum(jnp.square(out - batch), axis=1)
 
     # More than stays in a cache: steps of fewer weights are unrolled, for more memory.
     weights = {"w": jnp.ones((600, 400)), "v": jnp.ones((400, 600))}

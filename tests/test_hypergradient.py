@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from problems import EXACT, as_jax, assert_trees_close, tree_vdot, waves
+from problems import regression_loss as net_loss
 
 import lamaml_jax as lm
 
@@ -36,11 +37,6 @@ def make_hyper():
     support = (waves((N, K, S, D), 0.4), waves((N, K, S), 0.5))
     query = (waves((N, Q, D), 0.6), waves((N, Q), 0.7))
     return jax.tree.map(jnp.asarray, Hyper(*numbers, weights, support, query))
-
-
-def net_loss(weights, batch):
-    inputs, targets = batch
-    return (jnp.tanh(inputs @ weights["w"]) @ weights["v"] - targets) ** 2 / 2
 
 
 def decayed(decay):

@@ -19,6 +19,7 @@ from problems import (
     logistic_loss,
     net_loss,
     quadratic_loss,
+    rectified_step,
     tree_vdot,
 )
 
@@ -194,9 +195,7 @@ def test_scan_equals_a_python_loop(small_run):
         for i in range(K):
             batch = jax.tree.map(lambda x, i=i: x[i], support)
             grads = jax.grad(mean_loss)(weights, batch, np.asarray(mask)[i])
-            weights = jax.tree.map(
-                lambda w, a, g: w - jax.nn.relu(a) * g, weights, step_sizes, grads
-            )
+            weights = rectified_step(weights, step_sizes, grads)
         return tree_vdot(weights, direction)
 
     actual = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(weights, step_sizes)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import line_loss as loss_fn
+from problems import rows_of, waves32
 
 import lamaml_jax as lm
 
@@ -17,23 +19,11 @@ B, K, R, D = 4, 2, 2, 3
 FUSED = {"rtol": 2e-5, "atol": 2e-6}
 
 
-def loss_fn(weights, batch):
-    error = batch["x"] @ weights["w"] + weights["b"] - batch["y"]
-    return error**2 / 2
-
-
-def waves(shape, phase):
-    size = int(np.prod(shape))
-    return jnp.asarray(np.sin(1.7 * np.arange(size) + phase), jnp.float32).reshape(
-        shape
-    )
-
-
 def make_rows(phase, *leading):
-    return {"x": waves((*leading, D), phase), "y": waves(leading, phase + 0.5)}
+    return {"x": waves32((*leading, D), phase), "y": waves32(leading, phase + 0.5)}
 
 
-WEIGHTS = {"w": waves((D,), 0.1), "b": waves((), 0.2)}
+WEIGHTS = {"w": waves32((D,), 0.1), "b": waves32((), 0.2)}
 EXAMPLE = {
     "x": jax.ShapeDtypeStruct((D,), jnp.float32),
     "y": jax.ShapeDtypeStruct((), jnp.float32),
@@ -55,12 +45,6 @@ def jitted_observe():
 
 def fresh():
     return learner_and_tx()[0].init(jax.random.key(0), WEIGHTS)
-
-
-def rows_of(tree):
-    """The rows as a set of tuples, whatever their order."""
-    flat = np.concatenate([np.asarray(tree["x"]), np.asarray(tree["y"])[:, None]], 1)
-    return {tuple(row) for row in flat}
 
 
 def test_glances_equal_a_loop_of_updates_with_the_split_keys():

@@ -17,6 +17,7 @@ from problems import (
     logistic_loss,
     net_loss,
     quadratic_loss,
+    wide_loss,
 )
 
 import lamaml_jax as lm
@@ -476,13 +477,9 @@ def lowered(num_steps, hidden=200, **options):
     """A meta-gradient as XLA is given it, and the size of its weights."""
     weights = {"w": jnp.ones((300, hidden)), "v": jnp.ones((hidden, 300))}
 
-    def loss_fn(weights, batch):
-        out = jnp.tanh(batch @ weights["w"]) @ weights["v"]
-        return jnp.sum(jnp.square(out - batch), axis=1)
-
     params = lm.MetaParams(weights, jax.tree.map(lambda w: 1e-3 * w, weights))
     support, query = jnp.ones((num_steps, 1, 300)), jnp.ones((20, 300))
-    fn = jax.jit(lm.meta_value_and_grad(loss_fn, **options))
+    fn = jax.jit(lm.meta_value_and_grad(wide_loss, **options))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
     return fn.lower(params, support, query), size
 

@@ -105,6 +105,109 @@ def test_equal_and_opposite_gradients():
         np.testing.assert_allclose(zeros.sum(), 1, rtol=1e-15)
 
 
+def test_the_shortest_average_comes_with_its_weights():
+    rows = np.random.default_rng(4).normal(size=(6, 9)) + 0.3
+    expected = shortest_average(rows)
+    gradient, shares = mixing.min_norm_gradient(as_tree(rows), num_steps=300)
+    # Linear convergence of the weights, to the rounding of the slopes.
+    np.testing.assert_allclose(shares, expected, atol=1e-9)
+    found = np.concatenate([gradient["a"], gradient["b"].reshape(-1)])
+    np.testing.assert_allclose(found, expected @ rows, atol=1e-8)
+
+
+def test_the_shortest_average_leaves_out_masked_gradients_that_are_not_finite():
+    rows = waves((4, 5), 1.0)
+    mask = np.array([True, False, True, True])
+    spoilt = np.where(mask[:, None], rows, np.nan)
+    found, _ = mixing.min_norm_gradient(spoilt, mask)
+    expected, _ = mixing.min_norm_gradient(rows[mask])
+    # The same numbers, with zeros among them.
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    nothing, _ = mixing.min_norm_gradient(spoilt, np.zeros(4, bool))
+    np.testing.assert_array_equal(nothing, np.zeros(5))
+
+
+@pytest.mark.parametrize("grain", ["number", "leaf", "column", "full"])
+def test_points_lie_one_step_ahead_along_each_mixture(grain):
+    weights = {"w": waves((3, 2), 0.1), "b": waves((2,), 0.4)}
+    gradients = {"w": waves((2, 3, 2), 0.7), "b": waves((2, 2), 0.9)}
+    mixtures = waves((5, 2), 0.3)
+    rates = {
+        "number": 0.3,
+        "leaf": {"w": np.float64(0.3), "b": np.float64(-0.1)},
+        "column": {"w": waves((1, 2), 0.2), "b": waves((2,), 0.2)},
+        "full": {"w": waves((3, 2), 0.2), "b": waves((2,), 0.8)},
+    }[grain]
+    points = jax.jit(mixing.look_ahead_points)(weights, gradients, mixtures, rates)
+    for name, weight in weights.items():
+        rate = rates if grain == "number" else rates[name]
+        for k, (first, second) in enumerate(mixtures):
+            move = first * gradients[name][0] + second * gradients[name][1]
+            # float64: the order of a sum of two.
+            np.testing.assert_allclose(
+                points[name][k], weight - rate * move, rtol=1e-13, atol=1e-15
+            )
+
+
+def quadratic_bowls():
+    """Two quadratic losses, |A w - b|^2 / 2 each, and the weights to start from."""
+    first, second = waves((4, 3), 0.2), waves((4, 3), 1.4)
+    return (first, waves((4,), 2.0)), (second, waves((4,), 3.0)), waves((3,), 0.6)
+
+
+def test_a_look_ahead_step_on_quadratics_is_the_closed_form():
+    """LOR's step, from its formulas in numpy: two losses whose sum is descended."""
+    (a, b), (c, d), w = quadratic_bowls()
+    rate, temperature, mixtures = 0.1, 0.4, np.array([[1, 0], [0.3, 0.7], [0, 1.0]])
+    grad = lambda at: (a.T @ (a @ at - b), c.T @ (c @ at - d))
+    value = lambda at: (((a @ at - b) ** 2).sum() + ((c @ at - d) ** 2).sum()) / 2
+    points = [w - rate * (s @ np.stack(grad(w))) for s in mixtures]
+    values = np.array([value(point) for point in points])
+    shares = np.exp(values / temperature) / np.exp(values / temperature).sum()
+    expected = sum(
+        s * sum(grad(point)) for s, point in zip(shares, points, strict=True)
+    )
+
+    loss_fn = lambda w, rows: (rows[0] @ w - rows[1]) ** 2 / 2 * 8  # 8 rows: their sum
+    rows = (np.concatenate([a, c]), np.concatenate([b, d]))
+    grad_of = jax.grad(lambda w, mask: losses.mean_loss(loss_fn, w, rows, mask))
+    grads = jnp.stack([grad_of(w, m) / 2 for m in (np.arange(8) < 4, np.arange(8) > 3)])
+    ahead = mixing.look_ahead_points(w, grads, mixtures, rate)
+    (_, found), slope = mixing.soft_maximum_value_and_grad(
+        loss_fn, ahead, rows, temperature=temperature
+    )
+    # float64: sums in another order.
+    np.testing.assert_allclose(ahead, points, rtol=1e-13)
+    np.testing.assert_allclose(found, values, rtol=1e-13)
+    np.testing.assert_allclose(slope, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
+def test_ahead_of_a_parabola_descent_is_at_another_curvature(rate):
+    """``h (1 - rate h)``: none at ``rate h = 1``, and an ascent beyond."""
+    h, w = 10.0, np.array([1.5])
+    loss_fn = lambda weights, rows: h / 2 * weights[0] ** 2 + 0 * rows
+    points = mixing.look_ahead_points(w, h * w[None], np.ones((1, 1)), rate)
+    (_, _), slope = mixing.soft_maximum_value_and_grad(
+        loss_fn, points, np.zeros(2), temperature=1.0
+    )
+    # float64: a handful of roundings of numbers of order ten.
+    np.testing.assert_allclose(slope, h * (1 - rate * h) * w, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["min_norm_gradient", "look_ahead_points"])
+def test_they_are_lowered_for_accelerators(name):
+    trees = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
+    call = {
+        "min_norm_gradient": lambda: mixing.min_norm_gradient(trees),
+        "look_ahead_points": lambda: mixing.look_ahead_points(
+            {"w": jnp.ones(2), "b": jnp.ones(())}, trees, jnp.ones((4, 3)), 0.1
+        ),
+    }[name]
+    exported = jax.export.export(jax.jit(call), platforms=["tpu", "cuda"])()
+    assert exported.platforms == ("tpu", "cuda")
+
+
 def test_a_smooth_maximum_has_the_gradient_of_a_common_displacement():
     points, batch = (
         {"w": jnp.asarray(waves((3, 4), 0.2))},
@@ -167,6 +270,27 @@ def test_temperatures_lead_from_the_maximum_to_the_mean():
             ),
             ValueError,
             "temperature: expected a number > 0, received 0.0",
+        ),
+        (
+            lambda: mixing.look_ahead_points(
+                np.ones(3), np.ones((2, 3)), np.ones((4, 3)), 0.1
+            ),
+            ValueError,
+            r"mixtures.T: expected leading axis 2 \(rows of gradients\), received 3",
+        ),
+        (
+            lambda: mixing.look_ahead_points(
+                np.ones(3), np.ones((2, 4)), np.ones((4, 2)), 0.1
+            ),
+            ValueError,
+            r"gradients\[0\]: expected shape \(3,\) as in weights",
+        ),
+        (
+            lambda: mixing.look_ahead_points(
+                np.ones(3), np.ones((2, 3)), np.ones((4, 2), int), 0.1
+            ),
+            TypeError,
+            "mixtures: expected a floating array",
         ),
     ],
 )

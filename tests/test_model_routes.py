@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import waves32
+from problems import assert_close, assert_equal, rectified_step, squares, waves32
 
 import lamaml_jax as lm
 
@@ -31,20 +31,6 @@ def make_reservoir():
         jax.ShapeDtypeStruct((Y,), jnp.float32),
     )
     return lm.make_reservoir(2 * B, example)
-
-
-def squares(outputs, targets):
-    return jnp.sum((outputs - targets) ** 2, axis=-1) / 2
-
-
-def assert_close(first, second, **tolerance):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second
-    )
-
-
-def assert_equal(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def drawn_loss(weights, batch, *, key=None):
@@ -88,8 +74,7 @@ def meta_loss_by_hand(params, support, query, key, *, first_order=False):
         grads = jax.grad(inner_loss)(weights)
         if first_order:
             grads = jax.tree.map(jax.lax.stop_gradient, grads)
-        step = lambda w, a, g: w - jax.nn.relu(a) * g
-        weights = jax.tree.map(step, weights, rates, grads)
+        weights = rectified_step(weights, rates, grads)
         losses.append(jnp.mean(drawn_loss(weights, query, key=query_keys[n])))
     return jnp.mean(jnp.stack(losses))
 

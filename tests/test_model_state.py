@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
-from problems import waves32
+from problems import assert_close, assert_equal, rectified_step, squares, waves32
 
 import lamaml_jax as lm
 
@@ -30,20 +30,6 @@ FUSED = {"rtol": 1e-4, "atol": 1e-5}
 
 def make_rows(phase, *leading):
     return waves32((*leading, D), phase), waves32((*leading, Y), phase + 0.5)
-
-
-def squares(outputs, targets):
-    return jnp.sum((outputs - targets) ** 2, axis=-1) / 2
-
-
-def assert_close(first, second, **tolerance):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second
-    )
-
-
-def assert_equal(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 class Network(NamedTuple):
@@ -238,15 +224,13 @@ def update_by_hand(loss_fn, weights, rates, batch, key):
             inner_loss = lambda w, n=n, rows=rows: jnp.mean(
                 loss_fn(w, rows, key=inner_keys[n])
             )
-            step = lambda w, a, g: w - jax.nn.relu(a) * g
-            weights = jax.tree.map(step, weights, rates, jax.grad(inner_loss)(weights))
+            weights = rectified_step(weights, rates, jax.grad(inner_loss)(weights))
             losses.append(jnp.mean(loss_fn(weights, batch, key=query_keys[n])))
         return jnp.mean(jnp.stack(losses))
 
     loss, (weight_grads, rate_grads) = jax.value_and_grad(meta_loss)((weights, rates))
     rates = jax.tree.map(lambda a, g: a - ETA * g, rates, rate_grads)
-    step = lambda w, a, g: w - jax.nn.relu(a) * g
-    return loss, jax.tree.map(step, weights, rates, weight_grads), rates
+    return loss, rectified_step(weights, rates, weight_grads), rates
 
 
 def statistics(parts, inputs):

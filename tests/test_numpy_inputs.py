@@ -4,6 +4,8 @@ Traced indices into a numpy array are an error of jax, which a function meets ou
 jit once it has a loop inside, and under jit on data that are closed over.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +99,14 @@ FUNCTIONS = {
         lm.mixing.min_norm_weights,
         (NUMBERS.reshape(4, 2), MASK),
     ),
+    "min_norm_gradient": (
+        lm.mixing.min_norm_gradient,
+        (NUMBERS.reshape(4, 2), MASK),
+    ),
+    "look_ahead_points": (
+        lm.mixing.look_ahead_points,
+        (NUMBERS[:4], NUMBERS.reshape(2, 4), NUMBERS.reshape(4, 2), NUMBERS[:1]),
+    ),
     "soft_maximum_value_and_grad": (
         lambda *args: lm.mixing.soft_maximum_value_and_grad(
             loss_fn, *args, temperature=0.5
@@ -146,13 +156,19 @@ def closed_over_under_jit(function, args):
     return jax.jit(lambda: function(*args))()
 
 
+@functools.cache
+def of_jax_arrays(name):
+    function, args = FUNCTIONS[name]
+    return jax.jit(function)(*jax.tree.map(jnp.asarray, args))
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
     "way", [under_jit, outside_jit, closed_over_in_a_scan, closed_over_under_jit]
 )
 def test_numpy_arguments_give_what_jax_arrays_give(name, way):
     function, args = FUNCTIONS[name]
-    expected = jax.jit(function)(*jax.tree.map(jnp.asarray, args))
+    expected = of_jax_arrays(name)
     received = way(function, args)
     assert jax.tree.structure(received) == jax.tree.structure(expected)
     for one, other in zip(

@@ -1,8 +1,6 @@
 """What is built and installed: library and experiments, from sdist and wheel."""
 
 import json
-import os
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -10,9 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from processes import said
+from processes import ROOT, said
 
-ROOT = Path(__file__).parents[1]
 USE = """
 import sys
 import jax, jax.numpy as jnp
@@ -34,11 +31,12 @@ assert not unwanted & sys.modules.keys(), unwanted & sys.modules.keys()
 def built(tmp_path_factory):
     """Builds the sdist, and the wheel from the sdist, as an index would get them."""
     out = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "-o", out, ROOT], check=True)
+    said([sys.executable, "-m", "build", "-o", out, ROOT], ROOT, ROOT)
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
     return sdist, wheel
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_library_and_experiments_and_no_other_name(built):
     with zipfile.ZipFile(built[1]) as file:
         names = file.namelist()
@@ -57,29 +55,25 @@ def test_the_wheel_holds_library_and_experiments_and_no_other_name(built):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.mark.slow
 def test_the_sdist_can_be_built_from(built):
     with tarfile.open(built[0]) as file:
         names = {name.split("/", 1)[-1] for name in file.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "lamaml_jax/py.typed"} <= names
 
 
+@pytest.mark.slow
 def test_the_wheel_is_used_without_the_checkout(built, tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--target", tmp_path / "site", built[1]], check=True)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    subprocess.run(
-        [sys.executable, "-c", USE, str(tmp_path / "site")],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-    )
+    said([*pip, "--target", tmp_path / "site", built[1]], tmp_path, tmp_path)
+    said([sys.executable, "-c", USE, tmp_path / "site"], tmp_path, tmp_path / "site")
 
 
 @pytest.mark.slow
 def test_the_command_works_from_any_folder_once_installed(built, tmp_path):
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--target", site, built[1]], check=True)
+    said([*pip, "--target", site, built[1]], tmp_path, tmp_path)
     mine = (ROOT / "experiments/examples/your_own.py").read_text()
     (tmp_path / "mine.py").write_text(mine)
     # A project may have a package of its own by that name in the same folder.

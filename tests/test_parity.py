@@ -24,7 +24,15 @@ LOADERS = {
 } | own_updates.cases("lamaml")
 
 
-@pytest.fixture(params=LOADERS)
+# Both floating types, orders and rules are in the others, whose programs are small.
+SLOW = {path.stem for family in ("cifar", "cifarmlp") for path in su.paths(family)}
+CASES = [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else [])
+    for name in LOADERS
+]
+
+
+@pytest.fixture(params=CASES)
 def stored(request):
     """One file, and the floating type it was recorded in."""
     content = LOADERS[request.param]()

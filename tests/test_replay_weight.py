@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import bent_loss as loss_fn
 from problems import waves32
 
 import lamaml_jax as lm
@@ -18,10 +19,6 @@ RATE = 0.3
 
 # float32 against float32, the same operations in another order.
 FUSED = {"rtol": 2e-5, "atol": 2e-6}
-
-
-def loss_fn(weights, batch):
-    return jnp.sum(jnp.tanh(weights["w"][None, :] - batch) ** 2, axis=-1)
 
 
 WEIGHTS = {"w": waves32((D,), 0.1)}

@@ -3,7 +3,6 @@
 import collections
 import functools
 import itertools
-import subprocess
 import sys
 
 import jax
@@ -11,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from compiling import compile_as_users_do
 from hlo import copies_in_loops
+from processes import ROOT, said
 
 import lamaml_jax as lm
 from lamaml_jax.slots import last_writer
@@ -435,11 +436,13 @@ def compiled_scan(step, reservoir):
     state = jax.eval_shape(reservoir.init)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 5))
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((5, 10, *x.shape), x.dtype), ROW)
-    return jax.jit(run, donate_argnums=0).lower(state, keys, rows).compile()
+    lowered = jax.jit(run, donate_argnums=0).lower(state, keys, rows)
+    return compile_as_users_do(lowered)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replace", [True, False])
-def test_scan_over_add_and_sample_writes_in_place(full_compile, replace):
+def test_scan_over_add_and_sample_writes_in_place(replace):
     def step(reservoir, state, inputs):
         key, rows = inputs
         add_key, sample_key = jax.random.split(key)
@@ -452,7 +455,8 @@ def test_scan_over_add_and_sample_writes_in_place(full_compile, replace):
     assert copies_in_loops(hlo, CAPACITY) == []
 
 
-def test_the_search_for_copies_finds_one(full_compile):
+@pytest.mark.slow
+def test_the_search_for_copies_finds_one():
     """Guards the tests beside it: a step that reads the old rows after the write."""
 
     def step(reservoir, state, inputs):
@@ -468,8 +472,9 @@ def row_loss(weights, rows):
     return (rows["x"] @ weights["w"] - rows["id"].astype(jnp.float32)) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replace", [True, False])
-def test_scan_over_sample_and_add_writes_in_place(full_compile, replace):
+def test_scan_over_sample_and_add_writes_in_place(replace):
     def step(reservoir, state, inputs):
         key, rows = inputs
         old, mask, state = reservoir.sample_and_add(key, key, state, 10, rows)
@@ -482,8 +487,9 @@ def test_scan_over_sample_and_add_writes_in_place(full_compile, replace):
     assert copies_in_loops(hlo, CAPACITY) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_order", [True, False])
-def test_learner_over_a_stream_writes_in_place(full_compile, first_order):
+def test_learner_over_a_stream_writes_in_place(first_order):
     """The learner samples before it adds, so the read must not outlive the write."""
     with jax.numpy_dtype_promotion("standard"):
         tx = lm.lamaml(
@@ -502,7 +508,7 @@ def test_learner_over_a_stream_writes_in_place(full_compile, first_order):
             donate_argnums=1,
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
-        hlo = run.lower(key, state, batches).compile().as_text()
+        hlo = compile_as_users_do(run.lower(key, state, batches)).as_text()
     assert f"[{CAPACITY}" in hlo
     assert copies_in_loops(hlo, CAPACITY) == []
 
@@ -518,15 +524,10 @@ assert run(reservoir.init()).num_seen == 5
 """
 
 
+@pytest.mark.slow
 def test_add_compiles_under_a_mask_that_is_a_constant():
     """As a learner's single glance has it: XLA folds the scan of length one.
 
     In its own process, because XLA's failure is an abort of the process.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", ADD_UNDER_A_CONSTANT_MASK],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[:500]
+    said([sys.executable, "-c", ADD_UNDER_A_CONSTANT_MASK], ROOT, ROOT)

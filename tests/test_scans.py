@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import EXACT, assert_trees_close, waves
+from problems import EXACT, assert_trees_close, stack, waves
 
 from lamaml_jax import scans
 
@@ -39,10 +39,6 @@ def make_steps(length):
     carry = (jnp.asarray(waves((2,), 0.1)), jnp.asarray(waves((2,), 0.2)))
     xs = {"force": waves((length, 2), 0.3), "time": waves((length,), 0.4)}
     return carry, jax.tree.map(jnp.asarray, xs)
-
-
-def stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def loop(carry, xs):

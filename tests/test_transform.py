@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import line_loss as loss_fn
+from problems import rows_of, waves32
 
 import lamaml_jax as lm
 
@@ -17,19 +19,7 @@ B, K, R, D = 4, 2, 3, 2
 FUSED = {"rtol": 2e-5, "atol": 2e-6}
 
 
-def loss_fn(weights, batch):
-    error = batch["x"] @ weights["w"] + weights["b"] - batch["y"]
-    return error**2 / 2
-
-
-def waves(shape, phase):
-    size = int(np.prod(shape))
-    return jnp.asarray(np.sin(1.7 * np.arange(size) + phase), jnp.float32).reshape(
-        shape
-    )
-
-
-WEIGHTS = {"w": waves((D,), 0.1), "b": waves((), 0.2)}
+WEIGHTS = {"w": waves32((D,), 0.1), "b": waves32((), 0.2)}
 ZEROS = optax.tree.zeros_like(WEIGHTS)
 EXAMPLE = {
     "x": jax.ShapeDtypeStruct((D,), jnp.float32),
@@ -38,7 +28,7 @@ EXAMPLE = {
 
 
 def make_rows(phase, *leading):
-    return {"x": waves((*leading, D), phase), "y": waves(leading, phase + 0.5)}
+    return {"x": waves32((*leading, D), phase), "y": waves32(leading, phase + 0.5)}
 
 
 BATCH = make_rows(0.0, B)
@@ -59,12 +49,6 @@ def replaying():
     """A transformation with a reservoir, its update compiled once."""
     tx = with_reservoir()
     return tx, jax.jit(tx.update)
-
-
-def rows_of(tree):
-    """The rows as a set of tuples, whatever their order."""
-    flat = np.concatenate([np.asarray(tree["x"]), np.asarray(tree["y"])[:, None]], 1)
-    return {tuple(row) for row in flat}
 
 
 # By hand --------------------------------------------------------------------------
@@ -144,7 +128,7 @@ def test_extra_gradients_are_added_before_meta_tx():
         return updates
 
     tx = make(meta_tx=optax.stateless(record))
-    extra = {"w": waves((D,), 3.0), "b": waves((), 3.5)}
+    extra = {"w": waves32((D,), 3.0), "b": waves32((), 3.5)}
     state = tx.init(WEIGHTS)
     tx.update(extra, state, WEIGHTS, support=SUPPORT, query=QUERY)
     ((got, params),) = seen

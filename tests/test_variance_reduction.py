@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import rectified_step
 
 import lamaml_jax as lm
 
@@ -196,9 +197,7 @@ def test_transformation_steps_along_the_running_gradient():
         updates, state = tx.update(
             optax.tree.zeros_like(weights), state, weights, **data
         )
-        weights = jax.tree.map(
-            lambda w, a, g: w - jax.nn.relu(a) * g, weights, rates, grads.weights
-        )
+        weights = rectified_step(weights, rates, grads.weights)
         expected = jax.tree.map(jnp.subtract, weights, before.weights)
         chex.assert_trees_all_close(updates, expected, rtol=1e-5)
 

@@ -3,9 +3,9 @@
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
+from problems import waves32
 
 import lamaml_jax as lm
 
@@ -17,18 +17,11 @@ def loss_fn(weights, batch):
     return (rows @ weights["w"] + weights["b"] - targets) ** 2 / 2
 
 
-def waves(shape, phase):
-    size = int(np.prod(shape))
-    return jnp.asarray(np.sin(1.7 * np.arange(size) + phase), jnp.float32).reshape(
-        shape
-    )
-
-
-WEIGHTS = {"w": waves((D,), 0.1), "b": waves((), 0.2)}
+WEIGHTS = {"w": waves32((D,), 0.1), "b": waves32((), 0.2)}
 ZEROS = optax.tree.zeros_like(WEIGHTS)
 DATA = {
-    "support": (waves((K, S, D), 1.0), waves((K, S), 1.5)),
-    "query": (waves((4, D), 2.0), waves((4,), 2.5)),
+    "support": (waves32((K, S, D), 1.0), waves32((K, S), 1.5)),
+    "query": (waves32((4, D), 2.0), waves32((4,), 2.5)),
 }
 
 

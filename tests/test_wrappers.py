@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import waves32
+from problems import assert_close, waves32
+from problems import bent_loss as loss_fn
 
 import lamaml_jax as lm
 
@@ -18,10 +19,6 @@ RATE = 0.2
 
 # float32 against float32, the same operations in another order.
 FUSED = {"rtol": 2e-5, "atol": 2e-6}
-
-
-def loss_fn(weights, batch):
-    return jnp.sum(jnp.tanh(weights["w"][None, :] - batch) ** 2, axis=-1)
 
 
 WEIGHTS = {"w": waves32((D,), 0.1)}
@@ -49,12 +46,6 @@ def make(**options):
 @functools.cache
 def meta_gradient():
     return jax.jit(lm.meta_value_and_grad(loss_fn))
-
-
-def assert_close(first, second, **tolerance):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second
-    )
 
 
 # Transformations that need the loss -----------------------------------------------

@@ -67,7 +67,7 @@ def measure(settings: Settings) -> Sequence[Result]:
     if settings.quick:
         benchmark, seeds, size, limit_s = shortened(benchmark, 20), (1, 2), 256, 0.1
 
-    def job(num_seeds):
+    def job(num_seeds: int) -> Job:
         return Job(
             benchmark,
             range(num_seeds),

@@ -29,7 +29,7 @@ class Job:
         devices: int | None = None,
         probes: bool = False,
         **overrides: Any,
-    ):
+    ) -> None:
         """Loads, compiles and initialises.
 
         Args:
@@ -65,6 +65,7 @@ class Job:
     def train_last_part(self) -> Any:
         """Trains on the last ``updates_per_part`` of the stream; returns the state."""
         benchmark, hyper = self.config.benchmark, self.config.hyper
+        assert self.program.compiled.train_part is not None, "made without probes"
         first = benchmark.rows_per_task // hyper.batch_size
         first -= batches_per_part(self.config)
         seen = benchmark.num_tasks * benchmark.rows_per_task

@@ -58,12 +58,14 @@ def _network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return model, (64, 64, 3)
 
 
-def _compiled(case: _Case, options: dict[str, Any], repeats: int):
+def _compiled(
+    case: _Case, options: dict[str, Any], repeats: int
+) -> tuple[jax.stages.Compiled, tuple[Any, ...]]:
     """Compiles a chain of meta-gradients, and returns its arguments too."""
     model, image_shape = _network(case.network)
     rng = np.random.default_rng(0)
 
-    def rows(*shape):
+    def rows(*shape: int) -> tuple[jax.Array, jax.Array]:
         images = rng.uniform(size=(*shape, *image_shape)).astype(np.float32)
         return jnp.asarray(images), jnp.asarray(rng.integers(0, _CLASSES, shape))
 
@@ -71,16 +73,18 @@ def _compiled(case: _Case, options: dict[str, Any], repeats: int):
     weights = model.init(jax.random.key(0), support[0][0])
     params = lm.MetaParams(weights, optax.tree.full_like(weights, 0.05))
 
-    def loss_fn(weights, batch):
+    def loss_fn(weights: Any, batch: Any, **_: Any) -> jax.Array:
         images, labels = batch
-        logits = model.apply(weights, images)
+        logits = jnp.asarray(model.apply(weights, images))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
     value_and_grad = lm.meta_value_and_grad(loss_fn, **options)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def chain(repeats, params, support, query):
-        def step(params, _):
+    def chain(
+        repeats: int, params: lm.MetaParams, support: Any, query: Any
+    ) -> lm.MetaParams:
+        def step(params: lm.MetaParams, nothing: None) -> tuple[lm.MetaParams, None]:
             _, grads = value_and_grad(params, support, query)
             return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), None
 
@@ -101,7 +105,9 @@ def _measure_case(
     repeats = 1 if settings.quick else max(1, round(_TARGET_S / once))
     for name, options in _MODES.items():
         single, arguments = _compiled(case, options, 1)
-        memory[name] = single.memory_analysis().temp_size_in_bytes
+        sizes = single.memory_analysis()
+        assert sizes is not None, "every backend tells"
+        memory[name] = sizes.temp_size_in_bytes
         chain = single if repeats == 1 else _compiled(case, options, repeats)[0]
         works[name] = functools.partial(chain, *arguments)
     timings = timing.alternate(works, settings.rounds)

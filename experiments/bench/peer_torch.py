@@ -9,7 +9,7 @@ import functools
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -67,7 +67,13 @@ def clipped(grads: Tensor, max_norm: float) -> Tensor:
     return grads * (max_norm / (norm + 1e-6)).clamp(max=1)
 
 
-def looped_sums(gradient, weights, rates, support, query) -> tuple[Tensor, Tensor]:
+def looped_sums(
+    gradient: Gradient,
+    weights: Tensor,
+    rates: Tensor,
+    support: Sequence[Tensor],
+    query: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
     """Inner steps, each followed by the query gradient at its fast weights.
 
     Returns:
@@ -85,7 +91,13 @@ def looped_sums(gradient, weights, rates, support, query) -> tuple[Tensor, Tenso
     return weight_sum, rate_sum
 
 
-def batched_sums(gradient, weights, rates, support, query) -> tuple[Tensor, Tensor]:
+def batched_sums(
+    gradient: Gradient,
+    weights: Tensor,
+    rates: Tensor,
+    support: Sequence[Tensor],
+    query: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
     """The same sums, with the query gradients at all fast weights taken at once."""
     fast, fasts, directions = weights, [], []
     for images, labels in zip(*support, strict=True):
@@ -113,8 +125,14 @@ def make_update(gradient: Gradient, hyper: Hyperparameters, sums=looped_sums) ->
         labels [K, S], and the query's [Q, in] and [Q].
     """
     eta, max_norm = hyper.step_size_learning_rate, hyper.max_grad_norm
+    assert eta is not None, "La-MAML has one"
 
-    def update(weights, step_sizes, support, query):
+    def update(
+        weights: Tensor,
+        step_sizes: Tensor,
+        support: Sequence[Tensor],
+        query: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
         c = 1 / len(support[0])
         rates = step_sizes.relu()
         weight_sum, rate_sum = sums(gradient, weights, rates, support, query)
@@ -160,6 +178,7 @@ def start(
     device: str,
 ) -> Learner:
     """Returns a learner with an empty memory of images of that shape."""
+    assert hyper.capacity is not None, "La-MAML has one"
     memory = Memory(
         torch.zeros(hyper.capacity, *shape, device=device),
         torch.zeros(hyper.capacity, dtype=torch.int64, device=device),
@@ -181,6 +200,13 @@ def remember(learner: Learner, images: Tensor, labels: Tensor) -> None:
             learner.memory.labels[slot] = label
 
 
+def _sizes(hyper: Hyperparameters) -> tuple[int, int, int]:
+    """Inner steps, capacity and replayed rows, all of which La-MAML has."""
+    sizes = hyper.inner_steps, hyper.capacity, hyper.replay_size
+    assert None not in sizes
+    return cast(tuple[int, int, int], sizes)
+
+
 def train_rows(
     learner: Learner,
     update: Update,
@@ -200,17 +226,18 @@ def train_rows(
     Returns:
         Meta-updates done.
     """
-    draws = {"generator": learner.generator, "device": images.device}
+    inner_steps, capacity, replay_size = _sizes(hyper)
+    draws: dict[str, Any] = {"generator": learner.generator, "device": images.device}
     for rows in zip(images, labels, strict=True):
         num_rows = len(rows[1])
         for glance in range(hyper.glances):
             order = torch.randperm(num_rows, **draws)
             shuffled = [x[order] for x in rows]
-            support = [x.unflatten(0, (hyper.inner_steps, -1)) for x in shuffled]
-            stored = min(learner.seen, hyper.capacity)
+            support = [x.unflatten(0, (inner_steps, -1)) for x in shuffled]
+            stored = min(learner.seen, capacity)
             query = shuffled
             if stored:
-                size = (min(hyper.replay_size, stored),)
+                size = (min(replay_size, stored),)
                 picked = torch.randint(stored, size, **draws)
                 pairs = zip(learner.memory, shuffled, strict=True)
                 query = [torch.cat([old[picked], new]) for old, new in pairs]

@@ -6,7 +6,7 @@ every activation and so evaluates nothing twice.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def make_loss(sizes: Sizes, *, channels_last: bool) -> Loss:
 
 def _meta_loss(loss, gradient, clip, weights, step_sizes, support, query) -> Tensor:
     """The query loss at w_1 ... w_K on average."""
-    fast, total = weights, 0.0
+    fast, total = weights, torch.zeros((), device=query[0].device)
     for images, labels in zip(*support, strict=True):
         grads = gradient(fast, images, labels)
         steps = zip(fast, step_sizes, grads, strict=True)
@@ -88,12 +88,15 @@ def make_update(loss: Loss, hyper: Hyperparameters, *, traced: bool = False) -> 
         images [K, S, H, W, C] and labels [K, S], and the query's.
     """
     eta, max_norm = hyper.step_size_learning_rate, hyper.max_grad_norm
+    assert eta is not None, "La-MAML has one"
 
-    def gradient(weights, images, labels):
+    def gradient(weights: Weights, images: Tensor, labels: Tensor) -> Weights:
         value = loss(weights, images, labels)
         return torch.autograd.grad(value, weights, create_graph=True)
 
-    def meta_gradient(weights, step_sizes, support, query):
+    def meta_gradient(
+        weights: Weights, step_sizes: Weights, support: Any, query: Any
+    ) -> tuple[Weights, Weights]:
         weights, step_sizes = (
             tuple(x.detach().requires_grad_() for x in xs)
             for xs in (weights, step_sizes)
@@ -115,7 +118,9 @@ def make_update(loss: Loss, hyper: Hyperparameters, *, traced: bool = False) -> 
         parts = clipped(flat, max_norm).split([g.numel() for g in grads])
         return [p.view_as(g) for p, g in zip(parts, grads, strict=True)]
 
-    def update(weights, step_sizes, support, query):
+    def update(
+        weights: Weights, step_sizes: Weights, support: Any, query: Any
+    ) -> tuple[Weights, Weights]:
         grads = map(bounded, meta_gradient(weights, step_sizes, support, query))
         weight_grads, rate_grads = grads
         with torch.no_grad():

@@ -5,7 +5,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def _rows(job: Job) -> _Rows:
     stream = jax.tree.map(lambda x: x[0], job.inputs.streams)
 
     @jax.jit
-    def all_rows(shared, stream, seed):
+    def all_rows(shared: Any, stream: Any, seed: jax.Array) -> Any:
         places, _ = show.epoch(stream, seed, 0, 0)
         batch = lambda place: show.rows(shared, stream, jax.random.key(0), place)[0]
         return jax.lax.map(batch, places)
@@ -87,6 +87,7 @@ def _num_checked(job: Job) -> int:
 def _chain(job: Job, rows: _Rows) -> Iterator[tuple[Any, Any]]:
     """Support and query of successive updates; the query replays the batch before."""
     inner_steps = job.config.hyper.inner_steps
+    assert inner_steps is not None, "La-MAML has some"
     for n in range(1, _num_checked(job) + 1):
         support = tuple(x[n].reshape(inner_steps, -1, *x.shape[2:]) for x in rows)
         yield support, tuple(np.concatenate([x[n - 1], x[n]]) for x in rows)
@@ -116,8 +117,10 @@ def _network(job: Job) -> Network:
 
 def _our_chain(job: Job, weights: Any, rate: float, rows: _Rows) -> tuple[Any, Any]:
     """Weights and step sizes after this library's meta-updates, from that rate on."""
-    hyper, per_task = job.config.hyper, job.config.benchmark.classes_per_task
-    problem = make_problem(job.config, job.inputs.form, _network(job).apply)
+    hyper: Any = job.config.hyper  # of La-MAML, which has every quantity below
+    per_task = job.config.benchmark.classes_per_task
+    apply_fn = cast(Callable[..., jax.Array], _network(job).apply)
+    problem = make_problem(job.config, job.inputs.form, apply_fn)
     tx = lm.lamaml(
         problem.loss_fn,
         step_size_init=rate,
@@ -132,7 +135,7 @@ def _our_chain(job: Job, weights: Any, rate: float, rows: _Rows) -> tuple[Any, A
     zeros, update = optax.tree.zeros_like(weights), jax.jit(tx.update)
     state = tx.init(weights)
 
-    def as_batch(rows):
+    def as_batch(rows: Sequence[np.ndarray]) -> dict[str, jax.Array]:
         batch = {"image": jnp.asarray(rows[0]), "label": jnp.asarray(rows[1])}
         return batch | ({"task": batch["label"] // per_task} if per_task else {})
 
@@ -209,7 +212,7 @@ def _updates(
     if device == "cuda":
         graph = compiled(make(traced, sums=peer.batched_sums), mode="reduce-overhead")
 
-        def replay(*args):
+        def replay(*args: Any) -> tuple[Any, ...]:
             # The next replay writes over the graph's own results.
             return tuple(x.clone() for x in graph(*args))
 
@@ -224,11 +227,11 @@ def _perceptron(job: Job, torch: Any, device: str, begin: list[np.ndarray]) -> _
     widths = (*form.image_shape, *job.config.benchmark.hidden, form.num_classes)
     ends = np.cumsum([leaf.size for leaf in begin])[:-1]
 
-    def put(leaves):
+    def put(leaves: Sequence[np.ndarray]) -> Any:
         vector = np.concatenate([leaf.ravel() for leaf in leaves])
         return torch.tensor(vector, device=device)
 
-    def take(vector):
+    def take(vector: Any) -> list[np.ndarray]:
         parts = np.split(vector.cpu().numpy(), ends)
         return [p.reshape(leaf.shape) for p, leaf in zip(parts, begin, strict=True)]
 
@@ -240,15 +243,16 @@ def _convolutional(job: Job, torch: Any, device: str) -> _Held:
     from experiments.bench import peer_torch_images as peer
 
     benchmark, hyper = job.config.benchmark, job.config.hyper
+    assert benchmark.classes_per_task is not None, "a head per task"
     sizes = peer.Sizes(len(benchmark.channels), benchmark.classes_per_task)
     turned = lambda x, axes: x.transpose(axes) if x.ndim == 4 else x
 
-    def put(leaves):
+    def put(leaves: Sequence[np.ndarray]) -> tuple[Any, ...]:
         # [h, w, C, D] to [D, C, h, w]
-        leaves = (np.ascontiguousarray(turned(x, (3, 2, 0, 1))) for x in leaves)
-        return tuple(torch.tensor(x, device=device) for x in leaves)
+        swapped = (np.ascontiguousarray(turned(x, (3, 2, 0, 1))) for x in leaves)
+        return tuple(torch.tensor(x, device=device) for x in swapped)
 
-    def take(tensors):
+    def take(tensors: Sequence[Any]) -> list[np.ndarray]:
         return [turned(x.detach().cpu().numpy(), (2, 3, 1, 0)) for x in tensors]
 
     plain, last = (peer.make_loss(sizes, channels_last=c) for c in (False, True))
@@ -275,6 +279,7 @@ def _make_peers(job: Job, rows: _Rows, device: str) -> Iterator[_Peer]:
     weights = _network(job).init(jax.random.key(0), jnp.zeros((1, *form.image_shape)))
     begin = _leaves(weights)
     rate, tolerance = hyper.step_size_init, _TOLERANCE
+    assert rate is not None, "La-MAML has one"
     if job.config.benchmark.channels:
         rate, tolerance = min(rate, _CHECKED_RATE), _TOLERANCE_IMAGES
         held = _convolutional(job, torch, device)
@@ -285,7 +290,7 @@ def _make_peers(job: Job, rows: _Rows, device: str) -> Iterator[_Peer]:
     put = lambda x: torch.tensor(x, device=device)
     as_rows = lambda x: (put(x[0]), put(x[1]).long())
 
-    def check(name, update):
+    def check(name: str, update: Callable[..., Any]) -> float:
         state = tuple(map(held.put, starts))
         for support, query in _chain(job, rows):
             state = update(*state, as_rows(support), as_rows(query))
@@ -303,10 +308,12 @@ def _make_peers(job: Job, rows: _Rows, device: str) -> Iterator[_Peer]:
 
     all_rows = as_rows(rows)
     # Every loop starts with replay at hand, so that its queries have one shape.
-    filled = peer.start(*map(held.put, starts), hyper, form.image_shape, device)
-    peer.train_rows(filled, held.updates["torch"], hyper, *(x[:1] for x in all_rows))
+    first_weights, first_rates = map(held.put, starts)
+    filled = peer.start(first_weights, first_rates, hyper, form.image_shape, device)
+    images, labels = (x[:1] for x in all_rows)
+    peer.train_rows(filled, held.updates["torch"], hyper, images, labels)
 
-    def train(learner, update):
+    def train(learner: Any, update: Callable[..., Any]) -> None:
         peer.train_rows(learner, update, hyper, *all_rows)
         if device == "cuda":
             torch.cuda.synchronize()
@@ -333,7 +340,7 @@ def _make_peers(job: Job, rows: _Rows, device: str) -> Iterator[_Peer]:
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
     """Products in float32 in all threads; some devices would take fewer bits."""
-    before = jax.config.jax_default_matmul_precision
+    before = jax.config.values["jax_default_matmul_precision"]
     jax.config.update("jax_default_matmul_precision", "highest")
     try:
         yield
@@ -392,10 +399,15 @@ def measure(settings: Settings) -> Sequence[Result]:
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
 
-    def results():
+    def results() -> list[Result]:
         return [Result(title, list(rows), " ".join([_NOTE, *failures]))]
 
-    def take_turns(name, seeds, work, difference=None):
+    def take_turns(
+        name: str,
+        seeds: int,
+        work: Callable[[], Any],
+        difference: float | None = None,
+    ) -> None:
         works = {"ours": lambda: job.train(0, 1), "row": work}
         timings = timing.alternate(works, settings.rounds)
         if not rows:

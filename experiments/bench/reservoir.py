@@ -1,6 +1,6 @@
 """Costs of the reservoir by its capacity."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,16 @@ _BATCH, _REPLAY = 10, 10
 _CAPACITIES = (200, 5_000, 100_000)
 
 
-def _work(capacity: int, num_seen: int, steps: int):
+def _work(capacity: int, num_seen: int, steps: int) -> Callable[[], jax.Array]:
     """Returns a call that replays from and adds to a reservoir ``steps`` times."""
     reservoir = lm.make_reservoir(capacity, _ROW)
 
-    def run(state, key):
-        def step(state, key):
+    def run(
+        state: lm.ReservoirState, key: jax.Array
+    ) -> tuple[lm.ReservoirState, jax.Array]:
+        def step(
+            state: lm.ReservoirState, key: jax.Array
+        ) -> tuple[lm.ReservoirState, jax.Array]:
             sample_key, add_key = jax.random.split(key)
             rows = jax.random.uniform(key, (_BATCH, *_ROW.shape))
             replayed, _, state = reservoir.sample_and_add(
@@ -34,7 +38,7 @@ def _work(capacity: int, num_seen: int, steps: int):
     empty = reservoir.init()
     held = [lm.ReservoirState(empty.rows, jnp.int32(num_seen))]
 
-    def work():
+    def work() -> jax.Array:
         held[0], sums = compiled(held[0], jax.random.key(0))
         return sums
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.bench.results import Result
 from experiments.config.benchmarks import Benchmark
@@ -25,6 +25,6 @@ class Settings(NamedTuple):
     """Given what is measured so far by what may take minutes more, or never end."""
 
     @property
-    def overrides(self) -> dict[str, int]:
+    def overrides(self) -> dict[str, Any]:
         """Hyper-parameters that make a program quick to compile, if it need be."""
         return {"inner_steps": 2} if self.quick else {}

@@ -87,7 +87,7 @@ def matmul_rate(size: int = _MATMUL_SIZE, precision: str = "default") -> Rate:
     matrix = jnp.asarray(matrix, jnp.float32)
 
     @jax.jit
-    def chain(x):
+    def chain(x: jax.Array) -> jax.Array:
         multiply = lambda _, y: jnp.matmul(y, matrix, precision=precision)
         return jax.lax.fori_loop(0, _MATMULS, multiply, x)
 
@@ -104,7 +104,7 @@ def copy_rate(num_bytes: int = _COPY_BYTES) -> Rate:
     array = jnp.ones(num_bytes // 4, jnp.float32)
 
     @jax.jit
-    def chain(x):
+    def chain(x: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, repeats, lambda _, y: -y, x)
 
     return Rate(lambda: chain(array), repeats * 2.0 * num_bytes)

@@ -5,7 +5,12 @@ There is a head per task; inner steps are of second order and clipped.
 
 from typing import Any
 
-from experiments.config.official_mnist import Values, change
+from experiments.config.official_mnist import Values, averages, change, successors
+
+_CLS_ER = averages(0.15, stable=(0.6, 0.999), plastic=(0.8, 0.999))
+_UPGD = dict(
+    learning_rate=0.01, utility_decay=0.999, noise_scale=0.001, weight_decay=0.0
+)
 
 
 def _images(capacity: int, epochs: int) -> tuple[Values, ...]:
@@ -37,7 +42,7 @@ def _image_presets(
         "sync": change(meta, **own["sync"]),
         "cmaml": own_cmaml,
         "la_er": change(meta, first_order=True, objective=None, **own["la_er"]),
-        "vrmcl": change(own_lamaml, momentum=0.5),
+        "vrmcl": change(own_lamaml, momentum=0.15, learning_rate=0.35),
         "oml": own_cmaml,
         "er": own_er,
         "er_ace": own_er,
@@ -52,6 +57,7 @@ def _image_presets(
             meta, inner_steps=3, initializer="xavier", mc_samples=2, **own["metabgd"]
         ),
         "online": own_online,
+        **successors(change(own_er, replay_size=10), _CLS_ER, _UPGD),
     }
     if passes == "single":
         presets["mer"] = change(

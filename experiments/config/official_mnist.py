@@ -57,6 +57,43 @@ _META_BGD = change(
 )
 
 
+def averages(
+    weight: float, stable: tuple[float, float], plastic: tuple[float, float]
+) -> Values:
+    """CLS-ER's own: the weight of its distance, rates and decays of its averages."""
+    return {
+        "consistency_weight": weight,
+        "stable_rate": stable[0],
+        "stable_decay": stable[1],
+        "plastic_rate": plastic[0],
+        "plastic_decay": plastic[1],
+    }
+
+
+def successors(er: Values, cls_er: Values, upgd: Values) -> dict[str, Values]:
+    """Completes ER's values with those that later methods have besides."""
+    rate = er["learning_rate"]
+    plain = {k: er[k] for k in er.keys() - {"capacity", "replay_size", "acceptance"}}
+    return {
+        "mir": change(er, candidates=50),
+        "cls_er": change(er, **cls_er),
+        "pocl": change(er, step_size_init=rate, inner_clip=2.0, first_order=False),
+        "lor": change(
+            er,
+            step_size_init=rate / 10,
+            directions=4,
+            concentration=1.0,
+            temperature=0.1,
+        ),
+        "upgd": change(plain, **upgd),
+    }
+
+
+_UPGD = dict(
+    learning_rate=0.01, utility_decay=0.9999, noise_scale=0.1, weight_decay=0.01
+)
+
+
 def _mnist(
     lamaml: Values,
     sync: Values,
@@ -64,6 +101,7 @@ def _mnist(
     ewc_penalty: float,
     derpp: Values,
     mer: Values,
+    cls_er: Values,
 ) -> dict[str, Values]:
     """Completes a stream's own values with those that all streams share."""
     return {
@@ -83,6 +121,7 @@ def _mnist(
         "metabgd": _META_BGD,
         "online": _ONLINE,
         "iid": IID,
+        **successors(_ER, cls_er, _UPGD),
     }
 
 
@@ -93,6 +132,7 @@ ROTATIONS = _mnist(
     ewc_penalty=100.0,
     derpp=_DERPP,
     mer=change(_MER, learning_rate=0.1, rounds=5, within_rate=0.01, across_rate=1.0),
+    cls_er=averages(0.75, stable=(1.0, 0.999), plastic=(1.0, 0.99)),
 )
 PERMUTATIONS = _mnist(
     _lamaml(0.15, 0.3),
@@ -101,6 +141,7 @@ PERMUTATIONS = _mnist(
     ewc_penalty=10.0,
     derpp=change(_DERPP, label_weight=1.0),
     mer=change(_MER, learning_rate=0.03, rounds=10, within_rate=0.03, across_rate=1.0),
+    cls_er=averages(1.0, stable=(0.8, 0.99), plastic=(1.0, 0.99)),
 )
 
 
@@ -133,6 +174,7 @@ MANY = _with_capacity(
             within_rate=0.03,
             across_rate=1.0,
         ),
+        cls_er=averages(1.0, stable=(0.8, 0.99), plastic=(1.0, 0.99)),
     ),
     capacity=500,
     per_task=5,

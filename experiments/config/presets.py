@@ -8,6 +8,7 @@ from typing import Any
 from experiments.config.benchmarks import BENCHMARKS, STREAMS, Benchmark
 from experiments.config.official import OFFICIAL
 from experiments.methods import METHODS
+from experiments.schema.choices import Passes
 from experiments.schema.fields import fields
 from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
@@ -23,7 +24,7 @@ def _distance(one: Benchmark, other: Benchmark) -> tuple[bool, float]:
     return bool(one.channels) != bool(other.channels), far
 
 
-def taken_from(benchmark: str, method: str, passes: str = "single") -> str | None:
+def taken_from(benchmark: str, method: str, passes: Passes = "single") -> str | None:
     """Names the benchmark whose presets a method takes on another that has none.
 
     It is the nearest one with the same kind of stream: a stream of a person's own kind
@@ -64,7 +65,7 @@ def taken_from(benchmark: str, method: str, passes: str = "single") -> str | Non
     return min(near, key=lambda name: _distance(asked, BENCHMARKS[name]))
 
 
-def _find(benchmark: str, method: str, passes: str) -> Hyperparameters:
+def _find(benchmark: str, method: str, passes: Passes) -> Hyperparameters:
     """Returns what a method is told on a benchmark unless a person says otherwise."""
     own = METHODS[method].hyper if method in METHODS else None
     if own is not None:
@@ -91,7 +92,7 @@ def resolve(
     benchmark: str,
     methods: Sequence[str],
     overrides: dict[str, Any] | None = None,
-    passes: str = "single",
+    passes: Passes = "single",
 ) -> list[Hyperparameters]:
     """Looks presets up and applies the caller's overrides.
 

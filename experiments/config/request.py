@@ -12,6 +12,7 @@ from experiments.config.run_config import check_config
 from experiments.config.settings import check_grid
 from experiments.methods import kinds
 from experiments.run_folder import FORMAT_VERSION
+from experiments.schema.choices import Passes, Setting
 from experiments.schema.fields import fields
 from experiments.schema.hyperparameters import Hyperparameters
 from experiments.schema.run import RunConfig
@@ -225,7 +226,7 @@ def configs(request: Request, num_classes: int | None = None) -> list[RunConfig]
     return made
 
 
-def protocol(request: Request) -> tuple[str, str]:
+def protocol(request: Request) -> tuple[Setting, Passes]:
     """Returns the setting and the passes."""
     return request.options["setting"], request.options["passes"]
 

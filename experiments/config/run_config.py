@@ -82,12 +82,8 @@ def check_config(config: RunConfig) -> None:
         task_aware=config.setting == "aware",
         own_classes=benchmark.classes_per_task is not None,
     )
-    limits = {
-        "rows_per_task": benchmark.rows_per_task,
-        "batches_per_task": batches_per_task(config),
-        "batch_size": hyper.batch_size,
-        "capacity": hyper.capacity,
-    }
+    counted = {"batches_per_task": batches_per_task(config)}
+    limits = {**vars(benchmark), **vars(hyper), **counted}
     for part in (benchmark, hyper, config):
         fields.check(part, limits)
     if benchmark.is_online and (config.setting == "aware" or hyper.epochs > 1):
@@ -101,7 +97,7 @@ def check_config(config: RunConfig) -> None:
             "pass within a task in a way of their own"
         )
     _check_targets(config)
-    if benchmark.raw_memory and methods.METHODS[config.method].make_scores is not None:
+    if benchmark.raw_memory and methods.METHODS[config.method].scores_by_rows:
         raise UserError(
             f"raw_memory: method {config.method!r} predicts with rows that it keeps as "
             "they were shown; choose another, or raw_memory: false in a file"

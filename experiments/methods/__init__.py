@@ -10,15 +10,20 @@ from typing import Any, NamedTuple
 
 import lamaml_jax as lm
 from experiments.methods import (
+    cls_er,
     derpp,
     episodic,
     ewc,
     icarl,
     la_er,
     lookahead,
+    lor,
     mer,
     metabgd,
+    mir,
+    pocl,
     replay,
+    upgd,
 )
 from experiments.methods.cost import Cost
 from experiments.methods.hyperparameters import with_own
@@ -53,6 +58,8 @@ class Method(NamedTuple):
     hyper: Hyperparameters | None = None
     """What it is told on every benchmark, of a person's own method; of others
     ``presets`` has it, by benchmark."""
+    scores_by_rows: bool = False
+    """It predicts with rows that it keeps."""
     takes_rows_alone: bool = False
     """It asks for gradients or outputs of single rows, which BatchNorm mixes."""
     needs_classes: bool = False
@@ -79,6 +86,16 @@ METHODS: dict[str, Method] = {
         replay.er_ace, replay.cost, needs_one_head=True, needs_classes=True
     ),
     "derpp": Method(derpp.derpp, derpp.cost, derpp.DerHyperparameters),
+    "mir": Method(mir.mir, mir.cost, mir.MirHyperparameters),
+    "cls_er": Method(
+        cls_er.cls_er,
+        cls_er.cost,
+        cls_er.ClsErHyperparameters,
+        make_scores=cls_er.cls_er_scores,
+        needs_classes=True,
+    ),
+    "pocl": Method(pocl.pocl, pocl.cost, needs_classes=True),
+    "lor": Method(lor.lor, lor.cost, lor.LorHyperparameters),
     "mer": Method(mer.mer, mer.cost, mer.MerHyperparameters),
     "gem": Method(
         episodic.gem, episodic.cost, episodic.GemHyperparameters, needs_tasks=True
@@ -93,6 +110,7 @@ METHODS: dict[str, Method] = {
         needs_tasks=True,
         needs_own_classes=True,
         make_scores=icarl.icarl_scores,
+        scores_by_rows=True,
         takes_rows_alone=True,
         needs_classes=True,
     ),
@@ -104,6 +122,7 @@ METHODS: dict[str, Method] = {
         takes_rows_alone=True,
     ),
     "metabgd": Method(metabgd.metabgd, metabgd.cost, metabgd.MetaBgdHyperparameters),
+    "upgd": Method(upgd.upgd, upgd.cost, upgd.UpgdHyperparameters),
     "online": Method(replay.online, replay.cost),
     "iid": Method(replay.iid, replay.cost, mixes_tasks=True),
 }
@@ -133,7 +152,7 @@ def register(
         marker: likewise.
         **needs: other fields of ``Method``: ``cost``, ``needs_tasks``,
             ``needs_own_classes``, ``needs_one_head``, ``mixes_tasks``, ``make_scores``,
-            ``takes_rows_alone``, ``needs_classes``.
+            ``scores_by_rows``, ``takes_rows_alone``, ``needs_classes``.
 
     Raises:
         UserError: a name is taken, or a hyper-parameter or colour that cannot be.

@@ -161,15 +161,25 @@ def cmaml(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Learner:
 def vrmcl(problem: Problem, hyper: VrmclHyperparameters) -> lm.Learner:
     """VR-MCL: La-MAML on a variance-reduced running meta-gradient.
 
+    As its authors' code, the weights move at a ``learning_rate`` of their own, while
+    the step sizes of the inner loop are learned; without one they move by the learned
+    step sizes, as La-MAML's. That code clips each meta-gradient before the correction,
+    here the corrected one is clipped; its step sizes follow the sum of the gradients at
+    old and new weights, here they have a running one too.
+
     References:
         Wu et al., "Meta Continual Learning Revisited", ICLR 2024.
     """
-    tx = lm.lamaml(
-        problem.loss_fn,
-        step_size_learning_rate=hyper.step_size_learning_rate,
-        momentum=hyper.momentum,
-        **_options(problem, hyper),
-    )
+    options = _options(problem, hyper) | {
+        "step_size_learning_rate": hyper.step_size_learning_rate,
+        "momentum": hyper.momentum,
+    }
+    if hyper.learning_rate is None:
+        tx = lm.lamaml(problem.loss_fn, **options)
+    else:
+        tx = lm.sync_lamaml(
+            problem.loss_fn, weight_learning_rate=hyper.learning_rate, **options
+        )
     return lm.lamaml_learner(tx, glances=hyper.glances)
 
 

@@ -47,8 +47,8 @@ def make_update(
         hyper: gives ``learning_rate`` and ``max_grad_norm``.
 
     Returns:
-        The optimiser and ``update(weights, opt_state, rows, mask) -> weights,
-        opt_state, info``.
+        The optimiser and ``update(key, weights, opt_state, rows, mask) -> weights,
+        opt_state, info``, which does not read the key.
     """
 
     def mean_loss(weights, rows, mask) -> jax.Array:
@@ -64,8 +64,9 @@ def _make_descent(
     tx = clipped_sgd(hyper)
 
     def update(
-        weights, opt_state, rows, mask
+        key, weights, opt_state, rows, mask
     ) -> tuple[lm.Params, optax.OptState, SgdInfo]:
+        del key
         loss, grads = jax.value_and_grad(mean_loss)(weights, rows, mask)
         updates, opt_state = tx.update(grads, opt_state, weights)
         info = SgdInfo(loss, optax.tree.norm(grads))
@@ -74,17 +75,28 @@ def _make_descent(
     return tx, update
 
 
-def _sgd_learner(
+def make_replay_learner(
     step: tuple[optax.GradientTransformation, Callable],
     hyper: Hyperparameters,
     reservoir: lm.Reservoir | None,
+    num_draws: int | None = None,
 ) -> lm.Learner:
     """Descends on incoming plus replayed rows, ``glances`` times per batch.
 
-    Rows are offered to the reservoir after the last glance, as published. Of the rows
-    that ``step`` is given, the replayed ones come first.
+    Rows are offered to the reservoir after the last glance, as published.
+
+    Args:
+        step: as ``make_update`` returns it. The key that it is given is new in each
+            glance; of its rows, the replayed ones come first.
+        hyper: gives ``glances`` and ``replay_size``.
+        reservoir: None replays nothing.
+        num_draws: rows drawn in each glance; ``replay_size`` of them if None.
+
+    Returns:
+        A learner with an ``SgdState``.
     """
     tx, update = step
+    num_draws = num_draws or hyper.replay_size
 
     def init(key: lm.Key, weights: lm.Params) -> SgdState:
         del key
@@ -109,14 +121,18 @@ def _sgd_learner(
                     glance_key,
                     add_key,
                     state.reservoir,
-                    hyper.replay_size,
+                    num_draws,
                     batch,
                     batch_mask & remember & is_last,
                 )
                 rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, batch)
                 row_mask = jnp.concatenate([old_mask, batch_mask])
             weights, opt_state, info = update(
-                state.weights, state.opt_state, rows, row_mask
+                jax.random.fold_in(glance_key, 1),  # the draw has the key itself
+                state.weights,
+                state.opt_state,
+                rows,
+                row_mask,
             )
             return SgdState(weights, opt_state, memory), info
 
@@ -140,7 +156,7 @@ def er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         Chaudhry et al. 2019, arXiv:1902.10486.
     """
     reservoir = make_reservoir(hyper, problem.example)
-    return _sgd_learner(make_update(problem.loss_fn, hyper), hyper, reservoir)
+    return make_replay_learner(make_update(problem.loss_fn, hyper), hyper, reservoir)
 
 
 def er_ace(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
@@ -163,7 +179,7 @@ def er_ace(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         parts = (mask & part for part in (is_replayed, ~is_replayed))
         return sum(lm.losses.masked_mean(losses, part) for part in parts)
 
-    return _sgd_learner(_make_descent(mean_loss, hyper), hyper, reservoir)
+    return make_replay_learner(_make_descent(mean_loss, hyper), hyper, reservoir)
 
 
 def online(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
@@ -172,7 +188,7 @@ def online(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Gupta et al. 2020, arXiv:2007.13904, a baseline.
     """
-    return _sgd_learner(make_update(problem.loss_fn, hyper), hyper, None)
+    return make_replay_learner(make_update(problem.loss_fn, hyper), hyper, None)
 
 
 def iid(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
@@ -183,4 +199,4 @@ def iid(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Gupta et al. 2020, arXiv:2007.13904, a baseline.
     """
-    return _sgd_learner(make_update(problem.loss_fn, hyper), hyper, None)
+    return make_replay_learner(make_update(problem.loss_fn, hyper), hyper, None)

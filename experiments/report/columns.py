@@ -201,8 +201,7 @@ def full_table(entries: Sequence[Entry]) -> tables.Table:
 def markdown(entries: Sequence[Entry], skipped: Sequence[str]) -> str:
     """The full table, what its columns mean, and what is not in it."""
     text = tables.markdown(full_table(entries))
-    text += f"\n{SPREAD}\n\n"
-    text += "".join(f"- *{name}*: {m}.\n" for name, m in meanings(entries).items())
+    text += f"\n{SPREAD}\n\n{meanings_markdown(entries)}"
     return text + "".join(f"\nNot in the table: {reason}.\n" for reason in skipped)
 
 
@@ -262,3 +261,9 @@ def meanings(entries: Sequence[Entry]) -> dict[str, str]:
         for benchmark, metric in metrics.items()
         if metric != "accuracy"
     }
+
+
+def meanings_markdown(entries: Sequence[Entry]) -> str:
+    """The same as a list in Markdown."""
+    found = meanings(entries).items()
+    return "".join(f"- *{name}*: {meaning}.\n" for name, meaning in found)

@@ -147,12 +147,8 @@ def overview_table(comparisons: Sequence[Comparison]) -> tables.Table:
 
 NOTE = (
     "Mean ± sample standard deviation (number of seeds, where it differs) [figures of "
-    "others: the authors' code, their figures, the paper]. RA: accuracy over all tasks "
-    "at the end, percent; BTI: its change since each task was learnt, percentage "
-    "points. Cost: gradient evaluations per row of the stream (each a pass forward and "
-    "one backward of one row; replayed rows, glances and epochs included, a Hessian's "
-    "product with a vector as two), processor seconds of training per seed, and the "
-    "rows and logits kept."
+    "others: the authors' code, their figures, the paper]. What it cost: gradients per "
+    "row, training per seed and memory."
 )
 
 
@@ -163,7 +159,8 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
         parts.append(f"## {each.heading}\n\n{tables.markdown(accuracy_table(each))}")
         costs = tables.markdown(cost_table(each))
         parts.append(f"## What it cost: {each.title}\n\n{costs}")
-    return "\n".join([*parts, NOTE + "\n"])
+    entries = [entry for each in comparisons for entry in each.cells.values()]
+    return "\n".join([*parts, f"{NOTE}\n", columns.meanings_markdown(entries)])
 
 
 def _others(entry: Entry, name: str) -> str:

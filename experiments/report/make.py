@@ -24,6 +24,7 @@ from experiments.run_folder import RunFolderError
 from experiments.support import naming
 from experiments.support.errors import UserError
 
+Paths = Iterable[Path | str | run_folder.Run]
 _FEW = 4
 """Run folders that the next command names."""
 
@@ -42,9 +43,7 @@ class ReportFiles(NamedTuple):
     """Why each run that is not in the tables is not, in a sentence."""
 
 
-def read_runs(
-    paths: Iterable[Path | str | run_folder.Run],
-) -> tuple[list[run_folder.Run], list[str]]:
+def read_runs(paths: Paths) -> tuple[list[run_folder.Run], list[str]]:
     """Reads all runs among and below paths that have a result.
 
     Args:
@@ -99,8 +98,18 @@ def _draw_scaling(
     return files
 
 
+def _tell_where(console: Console, page: Path, folders: Sequence[str]) -> None:
+    """Names the folder of a report, and the command for vector figures of few runs."""
+    say = functools.partial(console.print, soft_wrap=True, markup=False)
+    out_dir = page.parent
+    say(f"\ntables and figures are in {out_dir}, all on one page in {page.name}")
+    if 0 < len(folders) <= _FEW:
+        command = [*naming.command(), "report", *folders, "--out", str(out_dir)]
+        say(f"vector figures: {shlex.join([*command, '--format', 'svg,pdf'])}")
+
+
 def make_report(
-    paths: Iterable[Path | str | run_folder.Run],
+    paths: Paths,
     out_dir: Path | str,
     *,
     benches: Iterable[Path] = (),
@@ -126,7 +135,7 @@ def make_report(
             that cannot be written to.
         UserError: a damaged record, or an unknown format.
     """
-    console = Console() if console is None else console
+    console = console or Console()
     _check_formats(formats)
     measured = [bench.read(path) for path in benches]
     runs, skipped = read_runs(paths)
@@ -139,9 +148,8 @@ def make_report(
         ("comparison.md", comparison.markdown(compared)),
         ("comparison.csv", comparison.comma_separated(entries)),
     )
-    files = [out_dir / name for name, _ in texts]
-    for file, (_, text) in zip(files, texts, strict=True):
-        run_folder.write_file(file, text.encode())
+    for name, text in texts:
+        run_folder.write_file(out_dir / name, text.encode())
     terminal.show(entries, skipped, console)
     drawn = _draw(out_dir, entries, formats)
     scaling = _draw_scaling(out_dir, measured, formats)
@@ -150,13 +158,10 @@ def make_report(
         *sections.of_speed(measured, scaling),
         *sections.of_runs(compared, skipped),
     ]
-    text = pages.page("Results", [provenance.opening(entries)], content)
-    run_folder.write_file(page, text.encode())
-    say = functools.partial(console.print, soft_wrap=True, markup=False)
-    say(f"\ntables and figures are in {out_dir}, all on one page in {page.name}")
-    folders = list(dict.fromkeys(str(run.folder) for run in runs))
-    if not formats and len(folders) <= _FEW:
-        command = [*naming.command(), "report", *folders, "--out", str(out_dir)]
-        say(f"vector figures: {shlex.join([*command, '--format', 'svg,pdf'])}")
+    html = pages.page("Results", [provenance.opening(entries)], content)
+    run_folder.write_file(page, html.encode())
+    folders = [str(run.folder) for run in runs]
+    _tell_where(console, page, folders if not formats else [])
     written = tuple(path for part in (*drawn.values(), scaling) for path in part)
+    files = [out_dir / name for name, _ in texts]
     return ReportFiles(*files, page=page, figures=written, skipped=tuple(skipped))

@@ -3,6 +3,7 @@
 import base64
 import html
 import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -61,11 +62,13 @@ class Section(NamedTuple):
 
 
 def _picture(picture: Picture) -> str:
-    data = base64.b64encode(picture.path.read_bytes()).decode()
-    caption = html.escape(picture.caption, quote=True)
+    png = picture.path.read_bytes()
+    # With these the place is kept while it loads, and links lead where they should.
+    width, height = struct.unpack(">II", png[16:24])
+    data, caption = base64.b64encode(png).decode(), html.escape(picture.caption)
     return (
-        f"<figure><div class='wide'><img loading='lazy' alt=\"{caption}\" "
-        f'src="data:image/png;base64,{data}"></div>'
+        f"<figure><div class='wide'><img width='{width}' height='{height}' "
+        f'alt="{caption}" src="data:image/png;base64,{data}"></div>'
         f"<figcaption>{caption}</figcaption></figure>\n"
     )
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -203,7 +203,7 @@ def finish(
         if array.dtype.hasobject:
             raise TypeError(f"arrays[{name!r}]: dtype {array.dtype} is not plain data")
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **cast(Any, arrays))
     write_file(Path(folder) / layout.ARRAYS, buffer.getvalue())
     _write_json(Path(folder), layout.SUMMARY, summary)
     shutil.rmtree(Path(folder) / layout.CHECKPOINTS, ignore_errors=True)

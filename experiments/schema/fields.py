@@ -96,12 +96,13 @@ def helps(kind: type) -> dict[str, str]:
     return found
 
 
-def check(record: Any, limits: Mapping[str, int | None]) -> None:
+def check(record: Any, limits: Mapping[str, Any]) -> None:
     """Checks every field of a dataclass that is not None.
 
     Args:
         record: its instance.
-        limits: values of the fields that are limits of others; a None is no limit.
+        limits: values, among them of the fields that are limits of others; a None is
+            no limit.
 
     Raises:
         UserError: the first that is out of range, or none of the choices.
@@ -119,7 +120,7 @@ def check(record: Any, limits: Mapping[str, int | None]) -> None:
 
 
 def _check_range(
-    name: str, value: Any, allowed: UpTo | Within, limits: Mapping[str, int | None]
+    name: str, value: Any, allowed: UpTo | Within, limits: Mapping[str, Any]
 ) -> None:
     if isinstance(allowed, Within):
         if not allowed.holds(value):

@@ -12,6 +12,11 @@ NAMES = {
     "la_er": "La-ER",
     "er": "ER",
     "er_ace": "ER-ACE",
+    "mir": "MIR",
+    "cls_er": "CLS-ER",
+    "pocl": "POCL",
+    "lor": "LOR",
+    "upgd": "UPGD",
     "online": "Online",
     "iid": "IID",
     "ewc": "EWC",
@@ -51,6 +56,11 @@ STYLES = {
     "er_ace": Style("#7FD8C0", "P"),
     "derpp": Style("#004D40", "o"),
     "icarl": Style("#6B7300", "s"),
+    "mir": Style("#2E5E1F", "^"),
+    "cls_er": Style("#B9D91A", "X"),
+    "pocl": Style("#E5B589", "D"),
+    "lor": Style("#F25454", "v"),
+    "upgd": Style("#B39DFF", "D"),
     "gem": Style("#8E44AD", "s"),
     "agem": Style("#CC79A7", "^"),
     "ewc": Style("#4A235A", "o"),
@@ -61,10 +71,10 @@ LOOK_AHEAD, META = "La-MAML and its kin", "Other meta-learning"
 REPLAY, CONSTRAINTS = "Replay", "Constraints and penalties"
 OWN, REFERENCES = "Your own", "References"
 FAMILIES = {
-    LOOK_AHEAD: ("lamaml", "sync", "cmaml", "vrmcl"),
+    LOOK_AHEAD: ("lamaml", "sync", "cmaml", "vrmcl", "pocl", "lor"),
     META: ("mer", "oml", "metabgd"),
-    REPLAY: ("er", "la_er", "er_ace", "derpp", "icarl"),
-    CONSTRAINTS: ("gem", "agem", "ewc"),
+    REPLAY: ("er", "la_er", "er_ace", "derpp", "mir", "cls_er", "icarl"),
+    CONSTRAINTS: ("gem", "agem", "ewc", "upgd"),
     REFERENCES: ("online", "iid"),
 }
 """Methods that a figure shows together; whatever is in none is ``OWN``. References

@@ -9,6 +9,7 @@ import math
 import re
 import sys
 from collections import Counter
+from typing import Any
 
 import jax
 
@@ -16,7 +17,7 @@ KINDS = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
 BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4}
 
 
-def collectives(hlo):
+def collectives(hlo) -> dict[str, list[int]]:
     """Counts and bytes by kind, from a compiled program's text."""
     counts, sizes = Counter(), Counter()
     for shapes, kind in re.findall(rf"= (.*?) ({KINDS})(?:-start)?\(", hlo):
@@ -27,7 +28,7 @@ def collectives(hlo):
     return {kind: [counts[kind], sizes[kind]] for kind in counts}
 
 
-def main(groups, rows):
+def main(groups, rows) -> None:
     jax.config.update("jax_num_cpu_devices", groups * rows)
     from experiments.config import benchmarks, presets
     from experiments.config.run_config import RunConfig
@@ -43,7 +44,9 @@ def main(groups, rows):
     (program,) = compile_programs([[config]], inputs)
     made = program.compiled
     programs = {"train": made.train_task, "evaluate": made.evaluate}
-    found = {name: collectives(each.as_text()) for name, each in programs.items()}
+    found: dict[str, Any] = {
+        name: collectives(each.as_text()) for name, each in programs.items()
+    }
     weights = jax.tree.leaves(program.state.weights)
     found["weight_bytes"] = sum(4 * math.prod(leaf.shape[1:]) for leaf in weights)
     print(json.dumps(found))

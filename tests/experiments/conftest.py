@@ -1,10 +1,12 @@
 """What tests of a person's own benchmarks, methods and networks share."""
 
+from collections.abc import Iterator
+
 import pytest
 
 
 @pytest.fixture
-def registries():
+def registries() -> Iterator[None]:
     """Forgets afterwards what a test registers."""
     from experiments import methods, networks
     from experiments.config import benchmarks

@@ -183,7 +183,9 @@ def test_a_network_with_averages_is_trained_and_evaluated(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["cmaml", "derpp", "mer", "gem", "agem", "metabgd"])
+@pytest.mark.parametrize(
+    "method", ["cmaml", "derpp", "mir", "mer", "gem", "agem", "lor", "metabgd", "upgd"]
+)
 def test_every_method_that_can_trains_such_a_network(method, tmp_path):
     networks.register("linen", MAKERS["linen"])
     (found,) = run(tmp_path, method, seeds=1)
@@ -207,7 +209,7 @@ def test_a_checkpoint_holds_weights_and_averages(tmp_path, network):
     chex.assert_trees_all_equal(found.state, state)
 
 
-@pytest.mark.parametrize("method", ["icarl", "ewc"])
+@pytest.mark.parametrize("method", ["icarl", "ewc", "cls_er"])
 def test_methods_that_take_rows_alone_say_so(method):
     with pytest.raises(UserError, match=f"method '{method}' takes rows one by one or"):
         methods.check_network(method, has_averages=True)

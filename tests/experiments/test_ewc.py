@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import softmax_loss
 
 import lamaml_jax as lm
 from experiments.methods import ewc, replay
@@ -22,11 +23,7 @@ def logits_fn(weights, images):
     return jnp.tanh(images @ weights["w"]) @ weights["v"]
 
 
-def loss_fn(weights, batch):
-    logits = logits_fn(weights, batch["image"])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-
-
+loss_fn = softmax_loss(logits_fn)
 PROBLEM = Problem(
     loss_fn,
     {

@@ -1,7 +1,6 @@
 """What is compiled here runs elsewhere: other platforms, other processes."""
 
 import dataclasses
-import subprocess
 import sys
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from problems import logistic_loss
+from processes import ROOT, said
 
 import lamaml_jax as lm
 from experiments import methods
@@ -19,7 +19,8 @@ from experiments.training import placement
 from experiments.training.inputs import place
 from experiments.training.programs import make_method
 
-METHODS = sorted(set(methods.METHODS) - {"icarl"})  # it needs classes of its own
+# All but er, which is a quick test, and icarl, which needs classes of its own.
+METHODS = sorted(set(methods.METHODS) - {"er", "icarl"})
 
 
 def small_inputs(name, data=None, **sizes):
@@ -38,8 +39,9 @@ def lower(benchmark, method, inputs, **options):
     return jax.export.export(train.fn, platforms=["tpu", "cuda"])(*train.arguments)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["er", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS)]
+)
 def test_training_is_lowered_for_tpu_and_cuda(method):
     benchmark, inputs = small_inputs("digits-rotations")
     exported = lower(benchmark, method, inputs)
@@ -61,6 +63,7 @@ def split(benchmark):
     return benchmarks.draw(benchmark, source, (0, 1))
 
 
+@pytest.mark.slow
 def test_convolutions_are_those_of_the_platform_lowered_for():
     benchmark, inputs = small_inputs("cifar100-split", split)
     text = lower(benchmark, "lamaml", inputs, precision="bfloat16").mlir_module()
@@ -84,6 +87,7 @@ assert "lamaml_jax" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_an_exported_update_runs_in_another_process(tmp_path):
     tx = lm.lamaml(
         logistic_loss,
@@ -124,7 +128,7 @@ def test_an_exported_update_runs_in_another_process(tmp_path):
     (tmp_path / "update").write_bytes(exported(*leaves).serialize())
     np.savez(tmp_path / "in.npz", *leaves)
     files = [str(tmp_path / name) for name in ("update", "in.npz", "out.npz")]
-    subprocess.run([sys.executable, "-c", LOADER, *files], check=True)
+    said([sys.executable, "-c", LOADER, *files], ROOT, ROOT)
     with np.load(tmp_path / "out.npz") as file:
         found = [file[name] for name in file.files]
     expected = jax.tree.leaves(jax.jit(update)(*arguments))

@@ -9,43 +9,12 @@ import numpy as np
 import pytest
 from damage import damages, settings
 from hypothesis import given
+from runs import write_run
 
 from experiments import bench, run_folder
 from experiments.config import request
 from experiments.support.errors import UserError
 from experiments.training.checkpoints import Checkpoint, Checkpoints
-
-SEEDS = [3, 5]
-
-
-def write_run(folder):
-    config = {
-        "format_version": 1,
-        "benchmark": "digits-rotations",
-        "method": "er",
-        "seeds": SEEDS,
-        "num_tasks": 2,
-    }
-    accuracy = np.array([[[0.8, 0.5], [0.6, 0.9]]] * 2, np.float32)
-    arrays = {
-        "accuracy": accuracy,
-        "initial_accuracy": np.full((2, 2), 0.1, np.float32),
-        "seeds": np.array(SEEDS, np.int32),
-    }
-    summary = {
-        "retained_accuracy": [0.75] * 2,
-        "backward_transfer_interference": [-0.1] * 2,
-        "learning_accuracy": [0.85] * 2,
-        "forward_transfer": [0.4] * 2,
-        "timing": {"train_s": 1.0},
-        "diverged_seeds": [],
-    }
-    run_folder.create(folder, config, {"device": "cpu"})
-    for n, seed in enumerate(SEEDS):
-        for task in range(2):
-            line = {"seed": seed, "task": task, "accuracy": accuracy[n, task]}
-            run_folder.append_evaluation(folder, line)
-    run_folder.finish(folder, arrays, summary)
 
 
 @pytest.fixture(scope="module")

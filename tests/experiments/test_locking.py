@@ -3,18 +3,15 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import filelock
+import processes
 import pytest
 
 from experiments import run_folder
 from experiments.run_folder import RunFolderError, locking
 
-ROOT = Path(__file__).parents[2]
 DEAD = {"pid": 4711, "host": "elsewhere", "since": "2026-01-02T03:04:05+00:00"}
 
 
@@ -106,16 +103,9 @@ def test_what_a_process_killed_at_its_start_leaves_is_an_empty_folder(name, tmp_
 
 
 def start(out, *options):
-    command = [sys.executable, "-m", "experiments", "run", "-m", "er"]
-    command += ["--num-tasks", "12", "--rows-per-task", "60", "--seeds", "1"]
-    command += ["--devices", "1", "--checkpoint-every", "0", "--out", str(out)]
-    return subprocess.Popen(
-        [*command, *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    sizes = ["--num-tasks", 12, "--rows-per-task", 60, "--seeds", 1, "--devices", 1]
+    command = processes.experiments("run", "-m", "er", *sizes, *options)
+    return processes.start([*command, "--checkpoint-every", 0, "--out", out])
 
 
 def wait_for(process, path):
@@ -131,12 +121,10 @@ def test_a_second_process_is_refused_and_the_first_ends_untouched(tmp_path):
     config = (tmp_path / "er/config.json").read_bytes()
     others = [start(tmp_path), start(tmp_path, "--fresh")]
     for other in others:
-        text, _ = other.communicate(timeout=600)
-        assert other.returncode == 2, text
+        text = processes.ended(other, 2)
         assert f"process {first.pid} on " in " ".join(text.split())
         assert "Traceback" not in text
-    text, _ = first.communicate(timeout=600)
-    assert first.returncode == 0, text
+    processes.ended(first)
     assert (tmp_path / "er/config.json").read_bytes() == config
     assert len((tmp_path / "er/evaluations.jsonl").read_bytes().splitlines()) == 12
     run_folder.read(tmp_path / "er")
@@ -156,7 +144,7 @@ def test_a_killed_run_is_taken_over(tmp_path):
     wait_for(first, tmp_path / "er/evaluations.jsonl")
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    text, _ = start(tmp_path).communicate(timeout=600)
+    text = processes.ended(start(tmp_path))
     assert f"process {first.pid} on " in text and "is gone" in text
     assert "was interrupted, goes on from" in text
     run_folder.read(tmp_path / "er")

@@ -66,10 +66,21 @@ def network(benchmark, image_shape, num_classes):
 
 
 @pytest.fixture(scope="module")
-def results():
-    return results_of(tiny())
+def compiled():
+    """The tiny run's data on the device, and its compiled program."""
+    config = tiny()
+    _, inputs = place(config)
+    (program,) = compile_programs([[config]], inputs)
+    return config, inputs, program
 
 
+@pytest.fixture(scope="module")
+def results(compiled):
+    config, inputs, program = compiled
+    return list(loop.train(config, program, inputs))
+
+
+@pytest.mark.slow
 def test_evaluations_within_tasks_are_those_of_a_plain_loop(results):
     config = tiny()
     check_config(config)
@@ -137,7 +148,7 @@ def test_a_part_of_the_test_rows_has_rows_of_every_class():
     fns = train.make_functions(config, inputs.form, "cpu")
     shared, own = inputs.shared, jax.tree.map(lambda x: x[0], inputs.own)
     own = own._replace(state=fns.init(shared, own), is_alive=True)
-    found = fns.train_task(shared._replace(task=0), own).anytime
+    found = jax.jit(fns.train_task)(shared._replace(task=0), own).anytime
     step = data.test_rows.shape[2] // 10
     chosen = data.test_rows[0, 0, ::step]
     fractions = np.asarray(found[:, 0]) * len(chosen)
@@ -161,11 +172,9 @@ def test_the_learner_is_told_of_no_task_and_predicts_among_all_classes():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(compiled, tmp_path_factory):
     folder = tmp_path_factory.mktemp("online") / "er"
-    config = tiny()
-    _, inputs = place(config)
-    (program,) = compile_programs([[config]], inputs)
+    config, inputs, program = compiled
     watch = sessions.Watch(Console(quiet=True))
     sessions.run_group([Part(config, folder)], program, inputs, watch)
     return folder
@@ -286,6 +295,7 @@ def test_er_ace_descends_the_two_means():
     (hyper,) = presets.resolve("mnist-online", ["er_ace"], {"glances": 1})
     hyper = dataclasses.replace(hyper, capacity=3, replay_size=3, max_grad_norm=1e9)
     learner = replay.er_ace(problem, hyper)
+    observe = jax.jit(learner.observe)
     # Draws may repeat rows, so the memory holds one row three times.
     old = {"image": rng.normal(size=(1, 4)), "label": np.array([4], np.int32)}
     new = {"image": rng.normal(size=(2, 4)), "label": np.array([2, 3], np.int32)}
@@ -307,8 +317,8 @@ def test_er_ace_descends_the_two_means():
         empty.reservoir, same, np.arange(3), np.ones(3, bool)
     )
     for replayed, state in ((0, empty), (1, empty._replace(reservoir=memory))):
-        moved, info = learner.observe(jax.random.key(1), state, new)
-        value, grad = jax.value_and_grad(loss)(jnp.asarray(weights), replayed)
+        moved, info = observe(jax.random.key(1), state, new)
+        value, grad = jax.jit(jax.value_and_grad(loss))(jnp.asarray(weights), replayed)
         expected = weights - hyper.learning_rate * grad
         # float64, sums in another order; the clip divides by a norm.
         np.testing.assert_allclose(moved.weights, expected, rtol=1e-9)
@@ -343,14 +353,14 @@ def test_the_reduced_resnet_has_the_published_layers():
 def test_rows_do_not_depend_on_the_others_of_a_batch():
     model = networks.ReducedResNet18(3, (10, 20))
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    weights = model.init(jax.random.key(1), images)
-    together = model.apply(weights, images)
-    alone = model.apply(weights, images[2:3])
+    weights = jax.jit(model.init)(jax.random.key(1), images)
+    together = jax.jit(model.apply)(weights, images)
+    alone = jax.jit(model.apply)(weights, images[2:3])
     # float32 convolutions of another batch size.
     np.testing.assert_allclose(together[2:3], alone, rtol=1e-4, atol=1e-5)
     by_matmul = networks.ReducedResNet18(
         3, (10, 20), convolve=networks.convolve_by_matmul
     )
     np.testing.assert_allclose(
-        by_matmul.apply(weights, images), together, rtol=1e-4, atol=1e-5
+        jax.jit(by_matmul.apply)(weights, images), together, rtol=1e-4, atol=1e-5
     )

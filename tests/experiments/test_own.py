@@ -176,6 +176,8 @@ def test_own_hyper_parameters_go_where_all_others_go(tmp_path):
         ({"hyper": {"num_tasks": 3}}, "hyper-parameter 'num_tasks': choose another"),
         ({"hyper": {"a b": 3}}, "hyper-parameter 'a b': choose another"),
         ({"color": "nocolour"}, "color: matplotlib has none like 'nocolour'"),
+        ({"hyper": {"rounds": 1.5}}, "'rounds': is of type int in another method"),
+        ({"needs_task": True}, "unknown word 'needs_task'; did you mean needs_tasks"),
         ({"marker": "nomarker"}, "marker: matplotlib has none like 'nomarker'"),
     ],
 )
@@ -191,6 +193,14 @@ def test_two_methods_may_share_a_hyper_parameter_of_one_type():
     with pytest.raises(UserError, match="'pull': is of type float in another method"):
         methods.register("three", sgd, hyper={"pull": 1})
     methods.register("two", sgd, hyper={"pull": 0.2})  # again, as in a notebook
+
+
+def test_a_hyper_parameter_of_another_method_keeps_its_range():
+    register()
+    methods.register("sgd", sgd, hyper=HYPER | {"momentum": 0.5})
+    asked = {"benchmark": "clusters", "method": "sgd", "momentum": 1.5}
+    with pytest.raises(UserError, match="momentum: expected a share in"):
+        request.configs(request.make_request(asked))
 
 
 def test_own_methods_look_unlike_all_others():

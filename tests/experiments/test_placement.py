@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import processes
 import pytest
 
 from experiments.config import benchmarks, presets
@@ -32,14 +32,7 @@ def start(out, *options, methods=("er",), num_tasks=2):
     command = ["run", *(part for name in methods for part in ("-m", name))]
     command += ["--num-tasks", num_tasks, "--rows-per-task", 40, "--seeds", SEEDS]
     command += ["--no-compile-cache", "--out", out]
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments", *map(str, [*command, *options])],
-        cwd=ROOT,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return processes.start(processes.experiments(*command, *options))
 
 
 def start_several(count, out, *options, **kwargs):
@@ -53,11 +46,8 @@ def start_several(count, out, *options, **kwargs):
     ]
 
 
-def finish(processes):
-    texts = [process.communicate(timeout=600)[0] for process in processes]
-    for process, text in zip(processes, texts, strict=True):
-        assert process.returncode == 0, text
-    return texts
+def finish(started):
+    return [processes.ended(process) for process in started]
 
 
 def arrays(out, method="er"):
@@ -108,13 +98,13 @@ def test_several_processes_give_one_devices_numbers(
 def test_killed_processes_go_on_together(tmp_path):
     finish([start(tmp_path / "whole", "--devices", 1, num_tasks=12)])
     options = tmp_path / "parts", "--checkpoint-every", 0
-    processes = start_several(2, *options, num_tasks=12)
+    started = start_several(2, *options, num_tasks=12)
     lines = tmp_path / "parts/er/evaluations.jsonl"
-    while all(process.poll() is None for process in processes):
+    while all(process.poll() is None for process in started):
         if lines.is_file() and lines.read_text().count("\n") >= 4 * SEEDS:
             break
         time.sleep(0.001)
-    for process in processes:
+    for process in started:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
     assert not (tmp_path / "parts/er/summary.json").exists()
@@ -140,13 +130,7 @@ def test_rows_are_shared_in_the_compiled_program(quick_compile):
 
 def collectives(mesh):
     command = [sys.executable, ROOT / "tests/experiments/collectives.py", mesh]
-    environment = os.environ | {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    process = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    process = processes.run(command, PYTHONPATH=str(ROOT))
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 

@@ -22,6 +22,7 @@ from experiments.methods import lookahead
 from experiments.networks import Network, convolve_by_matmul
 from experiments.training.inputs import DataForm
 from experiments.training.problem import make_problem
+from tests.compiling import compile_as_users_do
 
 STORED = pathlib.Path(__file__).with_name("programs.json")
 PROGRAMS = {
@@ -73,7 +74,8 @@ def compile_training(name, **overrides):
     def train(key, state, batches):
         return lm.observe_stream(learner, key, state, batches)
 
-    return jax.jit(train, donate_argnums=1).lower(key, state, batches).compile()
+    lowered = jax.jit(train, donate_argnums=1).lower(key, state, batches)
+    return compile_as_users_do(lowered)
 
 
 def measure(program):
@@ -112,6 +114,7 @@ def stored():
     return figures[ON]
 
 
+@pytest.mark.slow
 def test_first_order_does_what_it_did_when_it_was_measured(stored):
     name = "MNIST, first order"
     assert not moved(stored[name], measure(compile_training(name)))
@@ -123,6 +126,7 @@ def test_second_order_does_what_it_did_when_it_was_measured(stored):
     assert not moved(stored[name], measure(compile_training(name)))
 
 
+@pytest.mark.slow
 def test_a_loop_over_the_inner_steps_is_noticed(stored, monkeypatch):
     monkeypatch.setattr(lookahead, "make_unroll", lambda problem, hyper: 1)
     name = "MNIST, first order"

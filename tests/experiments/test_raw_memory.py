@@ -149,6 +149,6 @@ def test_a_method_that_predicts_with_its_rows_refuses():
 
 @pytest.mark.parametrize("name", ["cifar100-online", "tinyimagenet-online"])
 def test_online_benchmarks_of_pictures_keep_raw_rows(name):
-    asked = {"benchmark": name, "method": ["er", "lamaml", "derpp"]}
+    asked = {"benchmark": name, "method": ["er", "lamaml", "derpp", "cls_er", "pocl"]}
     for config in request.configs(request.make_request(asked)):
         assert config.benchmark.raw_memory and config.presets_from is None

@@ -136,6 +136,7 @@ def test_methods_that_do_not_need_classes_learn_targets(method, tmp_path):
             {"memory": "balanced"},
             "memory: balanced over classes, and squared_error",
         ),
+        ({}, {"method": "cls_er"}, "'cls_er' needs classes, and"),
         ({"loss": "cubic_error"}, {}, "loss: there is no 'cubic_error'"),
         ({"metric": "r3"}, {}, "metric: there is no 'r3'; choose one of: acc"),
         ({"metric": "accuracy"}, {}, "one is of classes, the other of real numbers"),

@@ -67,7 +67,7 @@ def test_er_updates_are_the_recorded_ones(stored):
         assert_close(
             stored, f"{m}, weights before", weights, su.state_before(stored, m, "param")
         )
-        weights, opt_state, info = update(weights, opt_state, rows, mask)
+        weights, opt_state, info = update(None, weights, opt_state, rows, mask)
         assert_close(
             stored, f"{m}, loss", info.loss, stored.arrays[f"upd/{m}/losses"][0]
         )

@@ -796,6 +796,7 @@ def python(code):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_importing_the_report_imports_neither_jax_nor_matplotlib():
     code = (
         "import sys, experiments.report; print({'jax', 'matplotlib'} & {*sys.modules})"

@@ -5,12 +5,11 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from rich.console import Console
 
@@ -29,6 +28,7 @@ CONFIGS = {
     "vrmcl": {},
     "derpp": {},
     "er_ace": {"anytime_every": 3},
+    "cls_er": {"anytime_every": 3},
     "ewc": {},
     "iid": {},
 }
@@ -51,7 +51,14 @@ def make_inputs(config, num_devices=2):
     return place(data, config.seeds, placement.make_mesh(num_devices))
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+# One in the quick tests; the programs of the others take longer to compile.
+CASES = [
+    pytest.param(name, marks=[] if name == "er_ace" else pytest.mark.slow)
+    for name in CONFIGS
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def case(request):
     config = make_config(request.param, **CONFIGS[request.param])
     inputs = make_inputs(config)
@@ -182,14 +189,8 @@ def test_a_half_written_line_and_files_not_yet_there_are_no_obstacle(
 
 def start(out, *options, num_tasks=12, within=()):
     sizes = ["--seeds", "2", "--num-tasks", num_tasks, "--checkpoint-every", "0"]
-    command = [sys.executable, "-m", "experiments", "run", "-m", "er", *sizes]
-    return subprocess.Popen(
-        [*within, *map(str, command), "--out", out, *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = processes.experiments("run", "-m", "er", *sizes, "--out", out)
+    return processes.start([*within, *command, *options])
 
 
 @pytest.mark.slow
@@ -203,32 +204,20 @@ def test_a_killed_process_goes_on_by_the_same_command(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "er/summary.json").exists()
-    process = start(tmp_path)
-    text, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, text
+    text = processes.ended(start(tmp_path))
     assert "was interrupted, goes on from" in text
     first = contents(tmp_path / "er")
-    process = start(tmp_path)
-    text, _ = process.communicate(timeout=600)
-    assert process.returncode == 0 and "is complete" in text
-    process = start(tmp_path, "--fresh")
-    text, _ = process.communicate(timeout=600)
-    assert process.returncode == 0 and "goes on" not in text
+    assert "is complete" in processes.ended(start(tmp_path))
+    assert "goes on" not in processes.ended(start(tmp_path, "--fresh"))
     second = contents(tmp_path / "er")
     assert first[1] == second[1]
-
-
-def finished(process, status=0):
-    text, _ = process.communicate(timeout=600)
-    assert process.returncode == status, text
-    return text
 
 
 @pytest.mark.slow
 def test_killed_at_ten_random_moments_the_numbers_are_the_same(tmp_path):
     """Also while a checkpoint is being written: one is, after every task."""
     num_tasks, kills, lives = 60, 0, 0
-    finished(start(tmp_path / "whole", num_tasks=num_tasks))
+    processes.ended(start(tmp_path / "whole", num_tasks=num_tasks))
     rng = np.random.default_rng(0)
     lines = tmp_path / "parts/er/evaluations.jsonl"
     count = lambda: lines.read_bytes().count(b"\n") if lines.is_file() else 0
@@ -249,7 +238,7 @@ def test_killed_at_ten_random_moments_the_numbers_are_the_same(tmp_path):
         process.communicate()
         kills += 1
     assert kills == 10
-    finished(process)
+    processes.ended(process)
     assert_same(tmp_path / "parts/er", tmp_path / "whole/er")
     assert not (tmp_path / "parts/er/checkpoints").exists()
 
@@ -260,13 +249,13 @@ LIMITED = ("bash", "-c", 'ulimit -f 16; exec "$@"', "bash")
 
 @pytest.mark.slow
 def test_a_full_disk_is_told_and_the_run_goes_on_once_it_is_not(tmp_path):
-    finished(start(tmp_path / "whole"))
+    processes.ended(start(tmp_path / "whole"))
     limited = start(tmp_path / "parts", "--no-compile-cache", within=LIMITED)
-    text = finished(limited, 2)
+    text = processes.ended(limited, 2)
     # Not always the last line: orbax may tell of its closed event loop after it.
     assert any("a checkpoint cannot be written" in line for line in text.splitlines())
     assert "experiments/training/" not in text, "a traceback of ours"  # orbax's may be
-    text = finished(start(tmp_path / "parts"))
+    text = processes.ended(start(tmp_path / "parts"))
     assert "was interrupted, goes on from" in text
     assert_same(tmp_path / "parts/er", tmp_path / "whole/er")
 
@@ -276,19 +265,14 @@ def test_two_runs_of_one_command_are_bit_identical(tmp_path):
     names = sorted(set(methods.METHODS) - {"icarl"})  # in test_split: it needs classes
     chosen = [word for name in names for word in ("-m", name)]
     sizes = ["--num-tasks", "2", "--rows-per-task", "40", "--seeds", "2"]
-    quick = {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(ROOT),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }
     for out in ("first", "second"):  # the second one finds compiled programs
         command = ["run", *chosen, *sizes, "--devices", "1", "--out", out]
-        subprocess.run(
-            [sys.executable, "-m", "experiments", *command],
-            cwd=tmp_path,
-            env=os.environ | quick,
-            check=True,
-            capture_output=True,
+        done = processes.run(
+            processes.experiments(*command),
+            tmp_path,
+            PYTHONPATH=str(processes.ROOT),
+            XDG_CACHE_HOME=str(tmp_path / "cache"),
         )
+        assert done.returncode == 0, done.stderr
     for name in names:
         assert_same(tmp_path / "first" / name, tmp_path / "second" / name)

@@ -3,22 +3,11 @@ import os
 
 import numpy as np
 import pytest
+from runs import ACCURACY, CONFIG, INITIAL, NAN, SEEDS, arrays, summary, write_run
 
 from experiments import run_folder
 from experiments.run_folder import NothingToReportError, RunFolderError
 
-NAN = float("nan")
-SEEDS = [3, 5]
-CONFIG = {
-    "format_version": 1,
-    "benchmark": "digits-rotations",
-    "method": "er",
-    "seeds": SEEDS,
-    "num_tasks": 2,
-    "learning_rate": 0.1,
-}
-ACCURACY = np.array([[[0.8, 0.5], [0.6, 0.9]], [[0.9, NAN], [0.7, 0.8]]], np.float32)
-INITIAL = np.full((2, 2), 0.1, np.float32)
 FILES = (
     "config.json",
     "environment.json",
@@ -26,38 +15,6 @@ FILES = (
     "arrays.npz",
     "summary.json",
 )
-
-
-def arrays(**changes):
-    return {
-        "accuracy": ACCURACY,
-        "initial_accuracy": INITIAL,
-        "seeds": np.array(SEEDS, np.int32),
-        **changes,
-    }
-
-
-def summary(**changes):
-    return {
-        "retained_accuracy": [0.75, 0.75],
-        "backward_transfer_interference": [-0.1, -0.1],
-        "learning_accuracy": [0.85, 0.85],
-        "forward_transfer": [0.4, NAN],
-        "timing": {"train_s": 1.0},
-        "diverged_seeds": [],
-        **changes,
-    }
-
-
-def write_run(folder, config=CONFIG, run_arrays=None, run_summary=None):
-    run_folder.create(folder, config, {"device": "cpu"})
-    accuracy = (run_arrays or arrays())["accuracy"]
-    for task in range(2):
-        for index, seed in enumerate(SEEDS):
-            record = {"seed": seed, "task": task, "accuracy": accuracy[index, task]}
-            run_folder.append_evaluation(folder, record)
-    run_folder.finish(folder, run_arrays or arrays(), run_summary or summary())
-    return folder
 
 
 @pytest.fixture

@@ -212,6 +212,7 @@ def test_probes_do_not_change_the_run(results, measured):
     np.testing.assert_array_equal(accuracies(measured), accuracies(results))
 
 
+@pytest.mark.slow
 def test_probes_take_both_accuracies_through_each_task(measured):
     # 11 batches of two glances: the largest divisor below 12 is 11, one part a task.
     assert [[p.task for p in r.probes] for r in measured] == [[], [0], [1], [2]]
@@ -234,8 +235,9 @@ def config_parts(rows_per_task, glances):
     return probes.batches_per_part(dataclasses.replace(config, benchmark=benchmark))
 
 
-def test_alignment_is_known_for_pairs_of_learnt_tasks(measured):
-    assert "task_alignment" not in run(tiny())[0].measures
+@pytest.mark.slow
+def test_alignment_is_known_for_pairs_of_learnt_tasks(results, measured):
+    assert "task_alignment" not in results[0].measures
     for result in measured:
         cosines = result.measures["task_alignment"]
         learnt = np.arange(3) <= result.task
@@ -282,6 +284,7 @@ def test_more_rows_than_there_are_is_an_error():
         benchmarks.load(benchmark, SEEDS)
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_nearly_the_same(results):
     half = run(dataclasses.replace(tiny(), precision="bfloat16"))
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(half[-1].state.weights)}

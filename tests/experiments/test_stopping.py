@@ -2,28 +2,16 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from processes import ended, experiments, start
 
 from experiments.support import stopping
 
-ROOT = Path(__file__).parents[2]
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-
-
-def spawn(code):
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 @BOTH
@@ -90,39 +78,30 @@ SCENES = {
 }
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(("code", "text", "count"), SCENES.values(), ids=SCENES)
 def test_a_process_ends_in_words_with_the_signals_status(code, text, count, number):
-    process = spawn(
+    program = (
         f"from experiments.support import stopping\nkeep = {code}\n"
         "print('ready', flush=True)\nimport time\n"
         "for _ in range(600): time.sleep(0.1)"
     )
+    process = start([sys.executable, "-c", program])
     assert process.stdout.readline() == "ready\n"
     for _ in range(count):
         process.send_signal(number)
         time.sleep(0.2)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    out = ended(process, 128 + number)
     assert text in out and "Traceback" not in out
-
-
-def start(out):
-    sizes = ["--seeds", "1", "--num-tasks", "4", "--devices", "1"]
-    command = [sys.executable, "-m", "experiments", "run", "-m", "lamaml", *sizes]
-    return subprocess.Popen(
-        [*command, "--out", str(out), "--no-compile-cache"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [0.5, 1, 2, 4, "compiling", "results in"])
 def test_before_the_first_task_a_run_answers_at_once_and_stops(moment, tmp_path):
-    process = start(tmp_path)
+    sizes = ["--seeds", "1", "--num-tasks", "4", "--devices", "1"]
+    command = experiments("run", "-m", "lamaml", *sizes, "--out", tmp_path)
+    process = start([*command, "--no-compile-cache"])
     if isinstance(moment, str):
         while moment not in (line := process.stdout.readline()):
             assert line, "the run ended"

@@ -1,13 +1,12 @@
 """Visits to a lent machine: each work keeps its record whatever becomes of others."""
 
-import os
-import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
 
 import pytest
+from processes import run
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -21,14 +20,7 @@ PLAN = ROOT / "experiments/bench/visit.yaml"
 def visit(plan, out, *options, seconds=60):
     """Runs a plan in a process of its own; returns what it printed and packed."""
     command = [sys.executable, "-m", "experiments.bench.visit", plan, out]
-    process = subprocess.run(
-        [*map(str, command), "--seconds", str(seconds), *options],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = run([*command, "--seconds", seconds, *options], PYTHONPATH=str(ROOT))
     assert process.returncode == 0, process.stderr
     with tarfile.open(out / "kept.tar.gz") as archive:
         return process.stdout, archive.getnames()

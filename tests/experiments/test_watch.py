@@ -3,12 +3,11 @@
 import io
 import signal
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
@@ -139,13 +138,9 @@ def test_a_terminal_gets_a_bar():
 def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     def start(out):
         sizes = ["--seeds", "2", "--num-tasks", "30"]
-        command = [sys.executable, "-m", "experiments", "run", "-m", "er", *sizes]
-        return subprocess.Popen(
-            [*command, "--out", out, "--logger", "builtins:print"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        options = ["--out", out, "--logger", "builtins:print"]
+        return processes.start(
+            processes.experiments("run", "-m", "er", *sizes, *options)
         )
 
     process = start(tmp_path / "parts")
@@ -155,8 +150,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
             break
         time.sleep(0.001)
     process.send_signal(number)
-    text, _ = process.communicate(timeout=600)
-    assert process.returncode == 128 + number, text
+    text = processes.ended(process, 128 + number)
     said = " ".join(text.split())
     assert "saving after this task; once more to stop at once" in said
     assert f"stopped by {number.name}: " in said
@@ -166,10 +160,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     assert "Traceback" not in text
     done = lines.read_text().count("\n") // 2
     assert 2 <= done < 30
-    text, _ = start(tmp_path / "parts").communicate(timeout=600)
+    text = processes.ended(start(tmp_path / "parts"))
     assert f"goes on from task {done}" in text
     assert text.count("'retained_accuracy'") == 2 * (30 - done)  # by the logger
-    start(tmp_path / "whole").communicate(timeout=600)
+    processes.ended(start(tmp_path / "whole"))
     parts, whole = (
         run_folder.read(tmp_path / name / "er") for name in ("parts", "whole")
     )
