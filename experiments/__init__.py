@@ -19,12 +19,14 @@ _MODULES = {
     "networks": "networks",
     "report": "report",
     "run_folder": "run_folder",
+    "targets": "data.targets",
 }
 _NAMES = {
     "run": "api",
     "from_arrays": "data.own",
     "from_folder": "data.own",
     "from_npz": "data.own",
+    "from_tfds": "data.own",
     "Stream": "data.streams",
 }
 

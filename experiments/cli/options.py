@@ -17,7 +17,10 @@ from experiments.schema.hyperparameters import Hyperparameters
 from experiments.schema.run import RunConfig
 from experiments.support.paths import check_local
 
-_SIZES = ("num_tasks", "rows_per_task", "classes_per_task", "eval_every", "network")
+_SIZES = (
+    *("num_tasks", "rows_per_task", "classes_per_task", "blur"),
+    *("eval_every", "network"),
+)
 
 
 def local_only(param: typer.CallbackParam, value: Any) -> Any:

@@ -20,7 +20,8 @@ Sources, by method:
   VR-MCL's repository commands, all alike: 32 incoming and 32 replayed rows, inner
   batches of 8 in second order, one update per batch, initial step sizes 0.1, a rate of
   0.25 for them; where weights have a rate of their own it is 0.1 too. All else is as on
-  ``mnist-rotations`` and ``cifar100-split``. None was tuned here.
+  ``mnist-rotations`` and ``cifar100-split``. Fashion-MNIST and Tiny ImageNet take what
+  those two have. None was tuned here.
 - VR-MCL: a momentum of 0.15 and a rate of 0.35 for the weights, from the command of its
   repository for Seq-CIFAR-100 and Seq-Tiny-ImageNet (README of
   WuYichen-97/Meta-Continual-Learning-Revisited-ICLR2024, commit 1192219; for
@@ -132,8 +133,15 @@ _VALUES: dict[tuple[str, str], dict[str, Values]] = {
         }.items()
     },
     ("fashion-mnist-split", "single"): official_mnist.FASHION_SPLIT,
-    ("mnist-online", "single"): _MNIST_ONLINE,
-    ("cifar100-online", "single"): _CIFAR_ONLINE,
+    **{
+        (f"{prefix}-online", "single"): presets
+        for prefix, presets in {
+            "mnist": _MNIST_ONLINE,
+            "fashion-mnist": _MNIST_ONLINE,
+            "cifar100": _CIFAR_ONLINE,
+            "tinyimagenet": _CIFAR_ONLINE,
+        }.items()
+    },
     **{("cifar100-split", passes): official_images.CIFAR[passes] for passes in PASSES},
     **{
         ("tinyimagenet-split", passes): official_images.TINY_IMAGENET[passes]

@@ -238,6 +238,7 @@ def run_name(request: Request) -> str:
     setting, passes = protocol(request)
     other = [passes] if passes != _DEFAULTS["passes"] else []
     other += [setting] if setting != request.benchmark.usual_setting else []
+    other += [f"blur-{request.benchmark.blur:g}"] if request.benchmark.blur else []
     return "-".join([request.benchmark.name, *other])
 
 

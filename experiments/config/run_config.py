@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import methods
+from experiments.data import targets
 from experiments.methods.hyperparameters import rates_of
 from experiments.networks import check_network
 from experiments.run_folder import FORMAT_VERSION
@@ -96,7 +97,28 @@ def check_config(config: RunConfig) -> None:
             "anytime_every: not with --probes or several epochs, which evaluate or "
             "pass within a task in a way of their own"
         )
+    _check_targets(config)
+    if benchmark.raw_memory and methods.METHODS[config.method].scores_by_rows:
+        raise UserError(
+            f"raw_memory: method {config.method!r} predicts with rows that it keeps as "
+            "they were shown; choose another, or raw_memory: false in a file"
+        )
+    if benchmark.blur and (config.setting == "aware" or config.alignment):
+        raise UserError(
+            "blur: tasks that show each other's rows have no ids; not with --setting "
+            "aware or --alignment"
+        )
     check_network(benchmark.network)
+
+
+def _check_targets(config: RunConfig) -> None:
+    """Checks that loss, metric, method and memory are of the same targets."""
+    benchmark = config.benchmark
+    targets.check_names(benchmark.loss, benchmark.metric)
+    of_classes = targets.LOSSES[benchmark.loss].of_classes
+    methods.check_targets(config.method, of_classes=of_classes)
+    if getattr(config.hyper, "memory", None) == "balanced" and not of_classes:
+        raise UserError(f"memory: balanced over classes, and {benchmark.loss} has none")
 
 
 def check_memory(

@@ -45,6 +45,32 @@ STEPS: dict[str, Callable[[lm.Key, jax.Array], jax.Array]] = {
 }
 
 
+def keys_by_content(key: lm.Key, images: jax.Array) -> jax.Array:
+    """Derives a key for every image from ``key`` and its numbers.
+
+    Images that differ get keys that do, and one image always the same wherever it
+    stands in a batch.
+
+    Args:
+        key: consumed.
+        images: [B, ...] of any dtype.
+
+    Returns:
+        [B] keys.
+    """
+    flat = images.reshape(images.shape[0], -1)
+    if flat.dtype == jnp.float32:
+        numbers = jax.lax.bitcast_convert_type(flat, jnp.uint32)
+    else:
+        numbers = flat.astype(jnp.uint32)
+    # Odd factors lose no bit modulo 2**32.
+    factors = jnp.uint32(2654435761) * (2 * jnp.arange(flat.shape[1]) + 1).astype(
+        jnp.uint32
+    )
+    words = jnp.sum(numbers * factors[None, :], axis=1, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, words)
+
+
 def augment(key: lm.Key, images: jax.Array, names: Sequence[str]) -> jax.Array:
     """Changes every image on its own.
 
@@ -56,12 +82,17 @@ def augment(key: lm.Key, images: jax.Array, names: Sequence[str]) -> jax.Array:
     Returns:
         [B, H, W, C] in [0, 1].
     """
+    return augment_each(jax.random.split(key, images.shape[0]), images, names)
 
-    def one(key, image):
+
+def augment_each(keys: jax.Array, images: jax.Array, names: Sequence[str]) -> jax.Array:
+    """Changes every image by a key of its own, otherwise as ``augment``."""
+
+    def one(key: lm.Key, image: jax.Array) -> jax.Array:
         for name, step_key in zip(
             names, jax.random.split(key, len(names)), strict=True
         ):
             image = STEPS[name](step_key, image)
         return image
 
-    return jax.vmap(one)(jax.random.split(key, images.shape[0]), images)
+    return jax.vmap(one)(keys, images)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from experiments.data.sources import DataError
+from experiments.data.source import DataError
 
 _FOLDER, _ARCHIVE = "cifar-100-binary", "cifar-100-binary.tar.gz"
 _LABEL_FILES = {

@@ -1,4 +1,4 @@
-"""Data sets of a person's own: arrays in memory, an ``.npz``, a folder of images."""
+"""Data sets of a person's own: arrays, an ``.npz``, a folder of images, of TFDS."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.data.sources import Source
+from experiments.data import tfds_features, tfds_files
+from experiments.data.source import Source, checked
 
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _OTHER_KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -29,11 +30,13 @@ def from_arrays(
         train_images: [N, ...] images [H, W] or [H, W, C], feature vectors [D], or rows
             of any other shape, of numbers or bools. uint8 stays as it is until it is
             shown; everything else becomes float32.
-        train_labels: [N] integers from 0, or words, which are numbered in their order.
+        train_labels: [N] integers from 0, or words, which are numbered in their order;
+            or real targets, floats [N] or [N, Y], of a benchmark that names a ``loss``
+            and a ``metric`` of ``data.targets``.
         test_images: [M, ...] of the same shape.
-        test_labels: [M].
+        test_labels: [M], likewise.
         max_value: what is scaled to 1; 255 for uint8, else 1, if None.
-        num_classes: Y; one more than the largest label if None.
+        num_classes: Y; one more than the largest label if None. Targets tell theirs.
 
     Returns:
         The data set.
@@ -48,13 +51,16 @@ def from_arrays(
     (array([0, 1, 1, 0], dtype=int32), 2, dtype('float32'))
     """
     labels = _numbered(np.asarray(train_labels), np.asarray(test_labels))
-    if num_classes is None:
-        num_classes = 1 + max(int(each.max(initial=-1)) for each in labels)
+    if labels[0].dtype == np.float32:
+        num_outputs = labels[0].shape[1]
+    else:
+        most = 1 + max(int(each.max(initial=-1)) for each in labels)
+        num_outputs = most if num_classes is None else num_classes
     images = [_stored(each) for each in (train_images, test_images)]
     if max_value is None:
         max_value = 255 if all(each.dtype == np.uint8 for each in images) else 1
     return checked(
-        Source(images[0], labels[0], images[1], labels[1], num_classes, max_value)
+        Source(images[0], labels[0], images[1], labels[1], num_outputs, max_value)
     )
 
 
@@ -131,46 +137,46 @@ def from_folder(
     return from_arrays(*parts, num_classes=len(classes))
 
 
-def checked(source: Source) -> Source:
-    """Checks that a data set can be trained on.
+def from_tfds(
+    name: str,
+    *,
+    train: str = "train",
+    test: str = "test",
+    image: str | None = None,
+    label: str | None = None,
+    size: tuple[int, int] | None = None,
+    data_dir: Path | str | None = None,
+    cache_dir: Path | None = None,
+) -> Source:
+    """Reads any data set that TFDS has prepared as array_record, without TensorFlow.
+
+    Rows are decoded once and kept in a cache. Given to ``benchmarks.register`` as
+    ``functools.partial(from_tfds, "kmnist")``, it reads the folder of ``--data-dir``.
+
+    Args:
+        name: as TFDS has it, ``"NAME"``, ``"NAME/CONFIG"`` or ``"NAME:VERSION"``; the
+            newest version that is prepared if it gives none.
+        train: the split that is shown, or a part of one such as ``"train[:80%]"``.
+        test: the split that is tested on.
+        image: the feature that is shown, images or other numbers of one shape; the
+            first of what TFDS calls supervised keys if None.
+        label: the feature that is learnt, classes or whole numbers from 0, or real
+            targets; the second of those.
+        size: height and width to which images are scaled; they must be alike if None.
+        data_dir: folder of the data sets; see ``tfds_files.default_data_dir``.
+        cache_dir: where decoded rows are kept; see ``npy_files.default_cache_dir``.
+
+    Returns:
+        The data set; uint8 where it is stored so, else float32.
 
     Raises:
-        ValueError: as ``from_arrays``.
+        DataError: it is not prepared, is damaged or stored in another format, or has
+            no such split or feature.
     """
-    if not isinstance(source, Source):
-        raise ValueError(f"expected a Source, received {type(source).__name__}")
-    for part in ("train", "test"):
-        images = np.asarray(getattr(source, f"{part}_images"))
-        labels = np.asarray(getattr(source, f"{part}_labels"))
-        if images.ndim < 2 or not images.size or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"{part}_images, {part}_labels: expected [N, ...] and [N], received "
-                f"{list(images.shape)} and {list(labels.shape)}"
-            )
-        if images.dtype not in (np.uint8, np.float32):
-            raise ValueError(
-                f"{part}_images: expected uint8 or float32, as from_arrays makes them, "
-                f"received {images.dtype}"
-            )
-        if images.dtype == np.float32 and not np.isfinite(images).all():
-            raise ValueError(f"{part}_images: expected finite numbers")
-        if labels.dtype != np.int32:
-            raise ValueError(f"{part}_labels: expected int32, received {labels.dtype}")
-        if labels.min() < 0 or labels.max() >= source.num_classes:
-            raise ValueError(
-                f"{part}_labels: expected [0, {source.num_classes}), received "
-                f"{labels.min()} to {labels.max()}"
-            )
-    if source.train_images.shape[1:] != source.test_images.shape[1:]:
-        raise ValueError(
-            f"train_images, test_images: expected rows alike, received "
-            f"{list(source.train_images.shape)} and {list(source.test_images.shape)}"
-        )
-    if not source.max_value > 0:
-        raise ValueError(
-            f"max_value: expected a number > 0, received {source.max_value}"
-        )
-    return source
+    place = tfds_files.find(name, None if data_dir is None else Path(data_dir))
+    place = place._replace(train=train, test=test)
+    tfds_files.check(place)
+    return tfds_features.read(place, image, label, size, cache_dir)
 
 
 def _stored(images: Any) -> np.ndarray:
@@ -181,12 +187,19 @@ def _stored(images: Any) -> np.ndarray:
 
 
 def _numbered(*labels: np.ndarray) -> list[np.ndarray]:
-    """Leaves integers as they are, and numbers words in their order."""
+    """Leaves numbers as they are, and numbers words in their order."""
+    if all(each.dtype.kind == "f" for each in labels):
+        return [
+            each.reshape(len(each), -1).astype(np.float32) if each.ndim else each
+            for each in labels
+        ]
     if all(each.dtype.kind in "iub" for each in labels):
         return [each.astype(np.int32) for each in labels]
     if not all(each.dtype.kind in "USO" for each in labels):
         kinds = ", ".join(str(each.dtype) for each in labels)
-        raise ValueError(f"labels: expected integers or words, received {kinds}")
+        raise ValueError(
+            f"labels: expected integers, words or floats, received {kinds}"
+        )
     words = np.unique(labels[0].astype(str))
     for each in labels[1:]:
         if unknown := set(each.astype(str)) - set(words):

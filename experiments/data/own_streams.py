@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.data.sources import Source
+from experiments.data.source import Source
 from experiments.data.streams import Seed, Stream
 
 StreamFn = Callable[..., Stream]
@@ -22,6 +22,15 @@ def same_for_all(stream: Stream) -> StreamFn:
 
     Returns:
         A function that takes its first tasks and rows.
+
+    >>> morning, evening = [0, 2, 4], [5, 3, 1]  # rows of the training images
+    >>> stream = Stream(np.array([morning, evening]))
+    >>> draw = same_for_all(stream)
+    >>> draw(seed=7, source=None, num_tasks=2, rows_per_task=2).rows
+    array([[0, 2],
+           [5, 3]])
+
+    ``benchmarks.register(..., stream=stream)`` makes it, and takes the sizes from it.
     """
 
     def draw(
@@ -45,10 +54,12 @@ def same_for_all(stream: Stream) -> StreamFn:
                 f"stream's own rows, received {num_tasks} and {rows_per_task}"
             )
         cut = lambda array: None if array is None else np.asarray(array)[:num_tasks]
+        owners = cut(stream.owners)
         return stream._replace(
             rows=np.asarray(stream.rows)[:num_tasks, :rows_per_task],
             pixel_map=cut(stream.pixel_map),
             test_rows=cut(stream.test_rows),
+            owners=None if owners is None else owners[:, :rows_per_task],
         )
 
     return draw
@@ -89,6 +100,7 @@ def checked(
         "pixel_map": ((num_tasks, num_pixels), num_pixels + 1),
         "label_map": ((source.num_classes,), source.num_classes),
         "test_rows": ((num_tasks, *num_tested), len(source.test_labels)),
+        "owners": ((num_tasks, rows_per_task), num_tasks),
     }
     found = {}
     for name, (shape, end) in forms.items():
@@ -119,13 +131,17 @@ def _check_owners(stream: Stream, source: Source, classes_per_task: int) -> None
     new = (
         np.arange(source.num_classes) if stream.label_map is None else stream.label_map
     )
+    own = np.arange(len(stream.rows))[:, None]
     shown = {
-        "rows": (stream.rows, source.train_labels),
-        "test_rows": (stream.test_rows, source.test_labels),
+        "rows": (
+            stream.rows,
+            source.train_labels,
+            own if stream.owners is None else stream.owners,
+        ),
+        "test_rows": (stream.test_rows, source.test_labels, own),
     }
-    for name, (rows, labels) in shown.items():
-        owners = new[labels[rows]] // classes_per_task
-        wrong = owners != np.arange(len(rows))[:, None]
+    for name, (rows, labels, expected) in shown.items():
+        wrong = new[labels[rows]] // classes_per_task != expected
         if wrong.any():
             task = int(np.argmax(wrong.any(axis=1)))
             label = int(new[labels[rows[task]]][wrong[task]][0])

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.data import cifar, sources, tiny_imagenet
-from experiments.data.sources import DataError
+from experiments.data.source import DataError
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
 _STEMS = {

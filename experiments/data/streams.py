@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-Seed = int | Sequence[int]
-"""What numpy makes a generator from."""
+Seed = int | Sequence[int]  # what numpy makes a generator from
 
 
 class Stream(NamedTuple):
@@ -30,6 +29,8 @@ class Stream(NamedTuple):
     """int32 [Y]: new label of each class, or None where labels stay."""
     test_rows: np.ndarray | None = None
     """int32 [T, M]: test rows of each task, or None where every task tests all."""
+    owners: np.ndarray | None = None
+    """int32 [T, R]: the task of each row, whose map it takes; None: the one at hand."""
 
 
 def apply_pixel_map(images: Any, pixel_map: Any) -> Any:
@@ -92,11 +93,8 @@ def _generators(
 def _draw_rows(
     generator: np.random.Generator, available: int, num_tasks: int, rows_per_task: int
 ) -> np.ndarray:
-    rows = [
-        generator.choice(available, rows_per_task, replace=False)
-        for _ in range(num_tasks)
-    ]
-    return np.stack(rows).astype(np.int32)
+    one = lambda: generator.choice(available, rows_per_task, replace=False)
+    return np.stack([one() for _ in range(num_tasks)]).astype(np.int32)
 
 
 def _with_channels(pixel_maps: np.ndarray, num_channels: int) -> np.ndarray:
@@ -225,7 +223,7 @@ def check_class_split(num_classes: int, classes_per_task: int, num_tasks: int) -
     """Checks that classes can be dealt to tasks.
 
     Raises:
-        ValueError: they do not divide into tasks, or are too few for so many tasks.
+        ValueError: they do not divide into tasks, or are too few for them.
     """
     if not 1 <= classes_per_task <= num_classes or num_classes % classes_per_task:
         raise ValueError(

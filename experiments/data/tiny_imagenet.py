@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from experiments.data.sources import DataError
+from experiments.data.source import DataError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _FOLDER = "tiny-imagenet-200"

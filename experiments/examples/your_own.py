@@ -22,7 +22,9 @@ import lamaml_jax as lm
 
 
 # A data set: arrays of any shape, here grey images [8, 8]; `experiments.from_npz` and
-# `experiments.from_folder` read files. It is loaded when it is needed.
+# `experiments.from_folder` read files, `experiments.from_tfds` what TFDS has prepared.
+# It is loaded when it is needed. Labels that are floats are targets of a regression;
+# `register` is then told `loss="squared_error", metric="r2"`.
 def data() -> Any:
     """Returns scikit-learn's digits, the last fifth of them for the test."""
     digits = load_digits()
@@ -44,7 +46,8 @@ experiments.benchmarks.register(
 )
 
 
-# A network: any flax linen module, or a pair of `init` and `apply`.
+# A network: any flax linen module, or a pair of `init` and `apply`. One with BatchNorm
+# has `__call__(images, train)`.
 class Net(nn.Module):
     """A convolution and a hidden layer."""
 
@@ -85,7 +88,7 @@ def averaged_er(problem: Any, hyper: Any) -> lm.Learner:
 
     def observe(key, state, batch, batch_mask=None, remember=True):
         if batch_mask is None:
-            batch_mask = jnp.ones(batch["label"].shape, bool)
+            batch_mask = jnp.ones(batch["label"].shape[0], bool)
         sample_key, add_key = jax.random.split(key)
         old, old_mask = reservoir.sample(sample_key, state.memory, hyper.replay_size)
         rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, old)

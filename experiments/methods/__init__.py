@@ -58,6 +58,12 @@ class Method(NamedTuple):
     hyper: Hyperparameters | None = None
     """What it is told on every benchmark, of a person's own method; of others
     ``presets`` has it, by benchmark."""
+    scores_by_rows: bool = False
+    """It predicts with rows that it keeps."""
+    takes_rows_alone: bool = False
+    """It asks for gradients or outputs of single rows, which BatchNorm mixes."""
+    needs_classes: bool = False
+    """What is learnt are classes, not real numbers."""
     needs_one_head: bool = False
     """It is about the outputs of all classes, not about heads masked by task."""
 
@@ -76,7 +82,9 @@ METHODS: dict[str, Method] = {
     ),
     "oml": Method(lookahead.oml, lookahead.cost, lookahead.LookAheadHyperparameters),
     "er": Method(replay.er, replay.cost),
-    "er_ace": Method(replay.er_ace, replay.cost, needs_one_head=True),
+    "er_ace": Method(
+        replay.er_ace, replay.cost, needs_one_head=True, needs_classes=True
+    ),
     "derpp": Method(derpp.derpp, derpp.cost, derpp.DerHyperparameters),
     "mir": Method(mir.mir, mir.cost, mir.MirHyperparameters),
     "cls_er": Method(
@@ -84,8 +92,9 @@ METHODS: dict[str, Method] = {
         cls_er.cost,
         cls_er.ClsErHyperparameters,
         make_scores=cls_er.cls_er_scores,
+        needs_classes=True,
     ),
-    "pocl": Method(pocl.pocl, pocl.cost),
+    "pocl": Method(pocl.pocl, pocl.cost, needs_classes=True),
     "lor": Method(lor.lor, lor.cost, lor.LorHyperparameters),
     "mer": Method(mer.mer, mer.cost, mer.MerHyperparameters),
     "gem": Method(
@@ -101,8 +110,17 @@ METHODS: dict[str, Method] = {
         needs_tasks=True,
         needs_own_classes=True,
         make_scores=icarl.icarl_scores,
+        scores_by_rows=True,
+        takes_rows_alone=True,
+        needs_classes=True,
     ),
-    "ewc": Method(ewc.ewc, ewc.cost, ewc.EwcHyperparameters, needs_tasks=True),
+    "ewc": Method(
+        ewc.ewc,
+        ewc.cost,
+        ewc.EwcHyperparameters,
+        needs_tasks=True,
+        takes_rows_alone=True,
+    ),
     "metabgd": Method(metabgd.metabgd, metabgd.cost, metabgd.MetaBgdHyperparameters),
     "upgd": Method(upgd.upgd, upgd.cost, upgd.UpgdHyperparameters),
     "online": Method(replay.online, replay.cost),
@@ -133,7 +151,8 @@ def register(
         color: of matplotlib's; one that is free if None.
         marker: likewise.
         **needs: other fields of ``Method``: ``cost``, ``needs_tasks``,
-            ``needs_own_classes``, ``needs_one_head``, ``mixes_tasks``, ``make_scores``.
+            ``needs_own_classes``, ``needs_one_head``, ``mixes_tasks``, ``make_scores``,
+            ``scores_by_rows``, ``takes_rows_alone``, ``needs_classes``.
 
     Raises:
         UserError: a name is taken, or a hyper-parameter or colour that cannot be.
@@ -239,4 +258,40 @@ def check_setting(name: str, *, task_aware: bool, own_classes: bool) -> None:
         raise UserError(
             f"method {name!r} needs tasks with classes of their own; here all tasks "
             "share the same classes"
+        )
+
+
+def check_network(name: str, *, has_averages: bool) -> None:
+    """Checks that a method can train a network.
+
+    Args:
+        name: key of ``METHODS``.
+        has_averages: whether it has running averages, such as BatchNorm's.
+
+    Raises:
+        UserError: it cannot.
+    """
+    method = METHODS[name]
+    if has_averages and (method.takes_rows_alone or method.make_scores is not None):
+        raise UserError(
+            f"method {name!r} takes rows one by one or predicts in a way of its own, "
+            "and the network normalises rows by those beside them (BatchNorm); choose "
+            "another network, such as one with GroupNorm, or another method"
+        )
+
+
+def check_targets(name: str, *, of_classes: bool) -> None:
+    """Checks that a method can learn what a benchmark asks for.
+
+    Args:
+        name: key of ``METHODS``.
+        of_classes: whether what is learnt are classes, not real numbers.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if METHODS[name].needs_classes and not of_classes:
+        raise UserError(
+            f"method {name!r} needs classes, and the targets are real numbers; choose "
+            "another method"
         )

@@ -1,7 +1,7 @@
 """Networks of the benchmarks: the published ones as flax modules, and one's own."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,6 +9,10 @@ import jax
 import jax.numpy as jnp
 
 import lamaml_jax as lm
+from experiments.networks.own import Pair as Pair
+from experiments.networks.own import from_equinox as from_equinox
+from experiments.networks.own import from_nnx as from_nnx
+from experiments.networks.running import check_stateless, of_linen, takes_train
 from experiments.schema.benchmark import PUBLISHED
 from experiments.support import registry
 from experiments.support.errors import UserError
@@ -16,6 +20,8 @@ from experiments.support.suggestions import did_you_mean
 
 REDUCED_RESNET = "reduced-resnet18"
 """The network of the online benchmarks, with stages of ``channels``."""
+REDUCED_RESNET_BATCHNORM = "reduced-resnet18-batchnorm"
+"""The same as published, with BatchNorm."""
 
 INITIALIZERS = {
     "kaiming": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
@@ -126,7 +132,7 @@ class _Block(nn.Module):
     width: int
     stride: int
     convolution: Callable[..., nn.Conv]
-    normalise: Callable[..., nn.GroupNorm]
+    normalise: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -141,14 +147,38 @@ class _Block(nn.Module):
         return nn.relu(x + y)
 
 
+def _reduced_resnet18(
+    model: "ReducedResNet18 | BatchNormResNet18",
+    images: jax.Array,
+    normalise: Callable[..., Any],
+) -> jax.Array:
+    """Maps images [B, H, W, C] to logits [B, Y], within a module's ``__call__``."""
+    kernel_init = INITIALIZERS[model.initializer]
+    convolution = functools.partial(
+        nn.Conv,
+        use_bias=False,
+        dtype=model.dtype,
+        kernel_init=kernel_init,
+        conv_general_dilated=model.convolve,
+    )
+    stem = convolution(model.widths[0], kernel_size=(3, 3), padding=1)
+    x = nn.relu(normalise()(stem(images)))
+    for stage, width in enumerate(model.widths):
+        for stride in (1 if stage == 0 else 2, 1):
+            x = _Block(width, stride, convolution, normalise)(x)
+    x = jnp.mean(x, axis=(1, 2))
+    head = nn.Dense(model.num_classes, dtype=model.dtype, kernel_init=kernel_init)
+    logits = head(x)
+    return logits if model.dtype is None else logits.astype(jnp.float32)
+
+
 class ReducedResNet18(nn.Module):
     """The reduced ResNet-18 of online learning, with GroupNorm in BatchNorm's place.
 
     A 3x3 convolution, stages of two blocks, the mean over all positions, a dense layer.
-    The published one (Lopez-Paz and Ranzato 2017, arXiv:1706.08840, of 20 filters)
-    normalises by BatchNorm, whose running averages are a state beside the weights. In
-    its place is GroupNorm over ten channels at a time, which needs no state and treats
-    each row alone; accuracies do not compare digit by digit with those of BatchNorm.
+    The published one is ``BatchNormResNet18``. In the place of BatchNorm is GroupNorm
+    over ten channels at a time, which needs no state and treats each row alone;
+    accuracies do not compare digit by digit with those of BatchNorm.
     """
 
     num_classes: int
@@ -165,26 +195,44 @@ class ReducedResNet18(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps images [B, H, W, C] to logits [B, Y]."""
-        kernel_init = INITIALIZERS[self.initializer]
-        convolution = functools.partial(
-            nn.Conv,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=kernel_init,
-            conv_general_dilated=self.convolve,
-        )
         normalise = functools.partial(
             nn.GroupNorm, num_groups=None, group_size=10, dtype=self.dtype
         )
-        stem = convolution(self.widths[0], kernel_size=(3, 3), padding=1)
-        x = nn.relu(normalise()(stem(images)))
-        for stage, width in enumerate(self.widths):
-            for stride in (1 if stage == 0 else 2, 1):
-                x = _Block(width, stride, convolution, normalise)(x)
-        x = jnp.mean(x, axis=(1, 2))
-        head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=kernel_init)
-        logits = head(x)
-        return logits if self.dtype is None else logits.astype(jnp.float32)
+        return _reduced_resnet18(self, images, normalise)
+
+
+class BatchNormResNet18(nn.Module):
+    """The reduced ResNet-18 as published, of 20 filters and with BatchNorm.
+
+    In training each layer is normalised by the rows at hand, replayed ones among them.
+    Its running averages keep nine tenths at a move; their variance is the biased one.
+
+    References:
+        Lopez-Paz and Ranzato 2017, arXiv:1706.08840.
+    """
+
+    num_classes: int
+    """Number of outputs."""
+    widths: Sequence[int] = (20, 40, 80, 160)
+    """Channels of the stages; all but the first halve the image."""
+    initializer: str = "kaiming"
+    """Key of ``INITIALIZERS``."""
+    dtype: Any = None
+    """As in ``Network``; averages stay float32."""
+    convolve: Callable[..., jax.Array] | None = None
+    """As in ``Network``."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images [B, H, W, C] to logits [B, Y]."""
+        normalise = functools.partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+        )
+        return _reduced_resnet18(self, images, normalise)
 
 
 def head_mask(weights: dict) -> dict:
@@ -226,15 +274,6 @@ class NetworkForm(NamedTuple):
     CPUs and GPUs."""
 
 
-class Pair(NamedTuple):
-    """A network as two functions; a flax linen module has the same two."""
-
-    init: Callable[[lm.Key, jax.Array], lm.Params]
-    """``init(key, images [1, ...]) -> weights``."""
-    apply: Callable[[lm.Params, jax.Array], jax.Array]
-    """``apply(weights, images [B, ...]) -> logits [B, Y]``."""
-
-
 class NetworkKind(NamedTuple):
     """How a network is built, and which weights are its last layer."""
 
@@ -256,8 +295,8 @@ def _published(form: NetworkForm) -> Network:
     )
 
 
-def _reduced_resnet(form: NetworkForm) -> ReducedResNet18:
-    return ReducedResNet18(
+def _resnet_of(kind: Callable[..., nn.Module]) -> Callable[[NetworkForm], nn.Module]:
+    return lambda form: kind(
         form.num_classes,
         form.channels,
         form.initializer,
@@ -268,7 +307,8 @@ def _reduced_resnet(form: NetworkForm) -> ReducedResNet18:
 
 NETWORKS: dict[str, NetworkKind] = {
     PUBLISHED: NetworkKind(_published, head_mask),
-    REDUCED_RESNET: NetworkKind(_reduced_resnet, head_mask),
+    REDUCED_RESNET: NetworkKind(_resnet_of(ReducedResNet18), head_mask),
+    REDUCED_RESNET_BATCHNORM: NetworkKind(_resnet_of(BatchNormResNet18), head_mask),
 }
 
 
@@ -279,8 +319,9 @@ def register(
 ) -> None:
     """Adds a person's own network to the command line.
 
-    Its weights are all that it has: no running state such as BatchNorm's, and no
-    dropout.
+    It may have BatchNorm: a linen module then has ``__call__(images, train)``, an nnx
+    module's ``train()`` and ``eval()`` are called, and a ``Pair`` says how its averages
+    move. There is no key for dropout.
 
     Args:
         name: for ``--network``.
@@ -327,17 +368,16 @@ def build(name: str, form: NetworkForm) -> Pair:
             f"and `apply`, received {type(model).__name__}"
         )
 
+    if isinstance(model, nn.Module) and takes_train(model):
+        model = Pair(*of_linen(name, model, form.image_shape))
+
     def init(key: lm.Key, images: jax.Array) -> lm.Params:
         weights = model.init(key, images)
-        if isinstance(model, nn.Module) and (state := set(weights) - {"params"}):
-            raise UserError(
-                f"network {name!r}: has state besides its weights, {', '.join(state)}, "
-                "which runs do not carry; normalise without, such as by GroupNorm"
-            )
+        if isinstance(model, nn.Module):
+            check_stateless(name, weights)
         return weights
 
-    def apply(weights: lm.Params, images: jax.Array) -> jax.Array:
-        logits = model.apply(weights, images)
+    def checked(logits: jax.Array, images: jax.Array) -> jax.Array:
         expected = (images.shape[0], form.num_classes)
         if logits.shape != expected:
             raise UserError(
@@ -346,7 +386,10 @@ def build(name: str, form: NetworkForm) -> Pair:
             )
         return logits
 
-    return Pair(init, apply)
+    def apply(weights: lm.Params, images: jax.Array) -> jax.Array:
+        return checked(model.apply(weights, images), images)
+
+    return Pair(init, apply, getattr(model, "running", None))
 
 
 def head_fn_of(name: str) -> Callable[[lm.Params], lm.Params]:
@@ -362,67 +405,3 @@ def head_fn_of(name: str) -> Callable[[lm.Params], lm.Params]:
         return known(weights)
 
     return head_fn
-
-
-def _named(tree: Any) -> dict[str, jax.Array]:
-    """Names the leaves of a tree, so that weights are plain whatever made them."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _like(tree: Any, weights: Mapping[str, jax.Array]) -> Any:
-    """Puts named leaves back into a tree of that form."""
-    return jax.tree.unflatten(
-        jax.tree.structure(tree), [weights[n] for n in _named(tree)]
-    )
-
-
-def from_nnx(make: Callable[..., Any]) -> Callable[[NetworkForm], Pair]:
-    """Makes what ``register`` takes of flax nnx modules.
-
-    Args:
-        make: ``make(form, rngs) -> nnx.Module`` that maps images [B, ...] to logits.
-
-    Returns:
-        A function of the form; weights are the module's ``nnx.Param`` by name.
-    """
-    from flax import nnx
-
-    def parts(form: NetworkForm, key: lm.Key) -> tuple[Any, Any, Any]:
-        graph, weights, rest = nnx.split(make(form, nnx.Rngs(key)), nnx.Param, ...)
-        return graph, weights, rest
-
-    def build_pair(form: NetworkForm) -> Pair:
-        def apply(weights: lm.Params, images: jax.Array) -> jax.Array:
-            graph, like, rest = parts(form, jax.random.key(0))
-            return nnx.merge(graph, _like(like, weights), rest)(images)
-
-        return Pair(lambda key, images: _named(parts(form, key)[1]), apply)
-
-    return build_pair
-
-
-def from_equinox(make: Callable[..., Any]) -> Callable[[NetworkForm], Pair]:
-    """Makes what ``register`` takes of equinox modules.
-
-    Args:
-        make: ``make(form, key) -> eqx.Module`` that maps one row to its logits [Y].
-
-    Returns:
-        A function of the form; weights are the module's floating arrays by name.
-    """
-    import equinox as eqx
-
-    def parts(form: NetworkForm, key: lm.Key) -> tuple[Any, Any]:
-        return eqx.partition(make(form, key), eqx.is_inexact_array)
-
-    def build_pair(form: NetworkForm) -> Pair:
-        def apply(weights: lm.Params, images: jax.Array) -> jax.Array:
-            like, rest = parts(form, jax.random.key(0))
-            return jax.vmap(eqx.combine(_like(like, weights), rest))(images)
-
-        return Pair(lambda key, images: _named(parts(form, key)[0]), apply)
-
-    return build_pair

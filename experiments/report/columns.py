@@ -246,12 +246,20 @@ SPREAD = "Figures are mean ± sample standard deviation over the seeds."
 
 
 def meanings(entries: Sequence[Entry]) -> dict[str, str]:
-    """What the columns mean that a table of these entries has, by their headings."""
+    """What the columns mean that a table of these entries has, by their headings.
+
+    Benchmarks whose figures are of something else than accuracy are named after them.
+    """
     head = full_table(entries).head
+    metrics = {entry.benchmark: entry.run.config["metric"] for entry in entries}
     return {
         column.heading: meaning
         for column, meaning in _MEANINGS.items()
         if column.heading in head
+    } | {
+        benchmark: f"all figures are of {metric}, times 100, in accuracy's place"
+        for benchmark, metric in metrics.items()
+        if metric != "accuracy"
     }
 
 

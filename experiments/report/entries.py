@@ -233,9 +233,10 @@ def _entry(run: Run, benchmark: str, variant: int, suffix: str) -> Entry:
 
 def protocol(config: dict[str, Any]) -> str:
     """Names what is compared: the benchmark, with what is unusual of its protocol."""
-    setting = "agnostic" if config["is_online"] else "aware"
+    setting = "agnostic" if config["is_online"] or config["blur"] else "aware"
     usual = (("passes", "single"), ("setting", setting), ("evaluate_on", "test"))
     other = [config[key] for key, value in usual if config[key] != value]
+    other += [f"blur-{config['blur']:g}"] if config["blur"] else []
     return "-".join([config["benchmark"], *other])
 
 

@@ -94,7 +94,11 @@ def read_arrays(folder: Path, config: Mapping[str, Any]) -> dict[str, np.ndarray
         kind = "iu" if name == "seeds" else "f"
         if array.dtype.kind not in kind:
             raise bad(folder, layout.ARRAYS, f"has {name} of dtype {array.dtype}")
-        if kind == "f" and not (np.isnan(array) | ((array >= 0) & (array <= 1))).all():
+        known = array[~np.isnan(array)] if kind == "f" else array[:0]
+        if config.get("metric", "accuracy") != "accuracy":
+            if not np.isfinite(known).all():
+                raise bad(folder, layout.ARRAYS, f"has infinities in {name}")
+        elif not ((known >= 0) & (known <= 1)).all():
             raise bad(folder, layout.ARRAYS, f"has {name} outside 0 to 1")
     if arrays["seeds"].tolist() != config["seeds"]:
         raise bad(folder, layout.ARRAYS, f"has other seeds than {layout.CONFIG}")

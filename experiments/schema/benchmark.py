@@ -4,10 +4,12 @@ import dataclasses
 from typing import Annotated
 
 from experiments.schema.choices import Setting
-from experiments.schema.fields import Count, UpTo
+from experiments.schema.fields import Count, UpTo, Within
 
 PUBLISHED = "published"
 """The network of the paper: of ``channels`` and ``hidden`` of a benchmark."""
+
+_BELOW_ONE = Within("a share in [0, 1)", lambda x: 0 <= x < 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Benchmark:
     source: str
     """Name of the data set, as in ``experiments data list``."""
     stream: str
-    """How tasks are made of it: one of ``config.benchmarks.STREAMS``, ``SPLIT``, or a
+    """How tasks are made of it: one of ``config.drawing.STREAMS``, ``SPLIT``, or a
     person's own."""
     num_tasks: Annotated[int, UpTo(10_000)]
     """Tasks of the stream (fewer is not the benchmark).
@@ -61,11 +63,24 @@ class Benchmark:
     anytime_rows: Count | None = None
     """Test rows of each task that those evaluations take, evenly spread over its
     classes; None: all."""
+    raw_memory: bool = False
+    """Whether learners are given rows as they are stored, so that a memory keeps them
+    so (uint8) and each replay augments them anew."""
+    loss: str = "cross_entropy"
+    """What training descends, a name of ``data.targets.LOSSES``."""
+    metric: str = "accuracy"
+    """What stands in accuracy's place, a name of ``data.targets.METRICS``; RA, BTI, LA
+    and all others are of it."""
+    blur: Annotated[float, _BELOW_ONE] = 0.0
+    """Share of each task's rows that are shown in the time of the other tasks.
+
+    See ``data.blurring``; 0: tasks have boundaries. Tasks that blur have no ids.
+    """
 
     @property
     def usual_setting(self) -> Setting:
         """The setting of a run that was told of none."""
-        return "agnostic" if self.is_online else "aware"
+        return "agnostic" if self.is_online or self.blur else "aware"
 
     @property
     def is_flat(self) -> bool:

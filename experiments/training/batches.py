@@ -10,7 +10,7 @@ import lamaml_jax as lm
 from experiments import methods
 from experiments.config import benchmarks
 from experiments.config.run_config import RunConfig, batches_per_task
-from experiments.data.augmentation import augment
+from experiments.data.augmentation import augment, augment_each, keys_by_content
 from experiments.data.streams import apply_pixel_map
 from experiments.training.inputs import DataForm, Own, Shared
 
@@ -18,20 +18,28 @@ from experiments.training.inputs import DataForm, Own, Shared
 class Images(NamedTuple):
     """How stored images become the network's inputs."""
 
+    place: Callable[[jax.Array, jax.Array], jax.Array]
+    """``(images [B, ...] as stored, pixel_map) -> [B, ...]`` of their dtype."""
     scale: Callable[[jax.Array, jax.Array], jax.Array]
     """``(images [B, ...] as stored, pixel_map) -> [B, ...]``, uint8 in [0, 1]."""
     augment: Callable[[lm.Key, jax.Array], jax.Array] | None
     normalise: Callable[[jax.Array], jax.Array]
+    prepare: Callable[[lm.Key, jax.Array], jax.Array]
+    """``(key, images as ``place`` leaves them)``: all that is left to do, changes drawn
+    from the key and from each image."""
 
 
 def make_images(benchmark: benchmarks.Benchmark, form: DataForm) -> Images:
     """Builds the steps from stored pixels to inputs that a benchmark asks for."""
 
-    def scale(images: jax.Array, pixel_map: jax.Array) -> jax.Array:
+    def place(images: jax.Array, pixel_map: jax.Array) -> jax.Array:
         if pixel_map.shape[0]:
             flat = images.reshape(images.shape[0], -1)
             images = apply_pixel_map(flat, pixel_map).reshape(images.shape)
-        return images.astype(jnp.float32) / form.max_value
+        return images
+
+    def scale(images: jax.Array, pixel_map: jax.Array) -> jax.Array:
+        return place(images, pixel_map).astype(jnp.float32) / form.max_value
 
     def normalise(images: jax.Array) -> jax.Array:
         if not benchmark.mean:
@@ -45,7 +53,21 @@ def make_images(benchmark: benchmarks.Benchmark, form: DataForm) -> Images:
 
     names = benchmark.augment
     changes = (lambda key, images: augment(key, images, names)) if names else None
-    return Images(scale, changes, normalise)
+
+    def prepare(key: lm.Key, images: jax.Array) -> jax.Array:
+        scaled = images.astype(jnp.float32) / form.max_value
+        if names:
+            scaled = augment_each(keys_by_content(key, images), scaled, names)
+        return normalise(scaled)
+
+    return Images(place, scale, changes, normalise, prepare)
+
+
+def labels_of(own: Own, labels: jax.Array) -> jax.Array:
+    """Returns labels as a seed's stream numbers them; real targets as they are."""
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        return labels
+    return own.stream.label_maps[labels]
 
 
 def keys_of(seed: jax.Array) -> tuple[lm.Key, lm.Key, lm.Key]:
@@ -95,14 +117,18 @@ def make_show(config: RunConfig, form: DataForm) -> Show:
     padding = batches_per_task(config) * batch_size - num_rows
     images_of = make_images(config.benchmark, form)
     mixes = methods.METHODS[config.method].mixes_tasks
+    is_raw = config.benchmark.raw_memory
 
     def epoch(
         shared: Shared, own: Own, epoch: int | jax.Array
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         tasks, places = positions(config, own.seed, shared.task, epoch)
+        shown = {"task": tasks, "row": own.stream.rows[tasks, places]}
+        if own.stream.owners.size:
+            shown["task"] = own.stream.owners[tasks, places]
         batches = jax.tree.map(
             lambda x: jnp.pad(x, (0, padding), mode="edge").reshape(-1, batch_size),
-            {"task": tasks, "row": own.stream.rows[tasks, places]},
+            shown,
         )
         mask = jnp.arange(num_rows + padding) < num_rows
         return batches, mask.reshape(-1, batch_size)
@@ -112,17 +138,19 @@ def make_show(config: RunConfig, form: DataForm) -> Show:
     ) -> tuple[lm.Batch, lm.Key]:
         tasks, stream = places["task"], own.stream
         images = shared.train_images[places["row"]]
-        if mixes:
-            images = jax.vmap(lambda image, m: images_of.scale(image[None], m)[0])(
+        take = images_of.place if is_raw else images_of.scale
+        if mixes or stream.owners.size:
+            images = jax.vmap(lambda image, m: take(image[None], m)[0])(
                 images, stream.pixel_maps[tasks]
             )
         else:
-            images = images_of.scale(images, stream.pixel_maps[tasks[0]])
-        if images_of.augment is not None:
+            images = take(images, stream.pixel_maps[tasks[0]])
+        if images_of.augment is not None and not is_raw:
             augment_key, key = jax.random.split(key)
             images = images_of.augment(augment_key, images)
-        labels = stream.label_maps[shared.train_labels[places["row"]]]
-        batch = {"image": images_of.normalise(images), "label": labels}
+        labels = labels_of(own, shared.train_labels[places["row"]])
+        shown = images if is_raw else images_of.normalise(images)
+        batch = {"image": shown, "label": labels}
         return batch | ({"task": tasks} if config.setting == "aware" else {}), key
 
     return Show(epoch, rows)

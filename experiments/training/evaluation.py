@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 import lamaml_jax as lm
 from experiments.config.run_config import RunConfig
-from experiments.training.batches import make_images
+from experiments.data.targets import METRICS
+from experiments.training.batches import labels_of, make_images
 from experiments.training.inputs import DataForm, Own, Shared
 
 # Test rows that are evaluated at a time: their activations should stay in cache.
@@ -49,6 +50,7 @@ def make_evaluate(
     images_of = make_images(benchmark, form)
     chunk_size = _TEST_CHUNK if benchmark.is_flat else _TEST_CHUNK_CONVOLUTIONS
     own_classes = benchmark.classes_per_task if config.setting == "aware" else None
+    metric = METRICS[benchmark.metric]
 
     def evaluate(shared: Shared, own: Own) -> Evaluated:
         stream, subject = own.stream, own.state
@@ -60,8 +62,10 @@ def make_evaluate(
         padding = -num_test % chunk
 
         def accuracy(inputs: tuple[Any, ...]) -> jax.Array:
-            task, pixel_map, rows, is_wanted = inputs
-            rows = jnp.pad(rows, (0, padding), constant_values=-1)
+            task, pixel_map, tested, is_wanted = inputs
+            rows = jnp.pad(tested, (0, padding), constant_values=-1)
+            if metric.fn is not None:
+                variance = jnp.var(shared.test_labels[tested], axis=0)
 
             def hits(rows: jax.Array) -> jax.Array:
                 images = images_of.scale(shared.test_images[rows], pixel_map)
@@ -69,7 +73,10 @@ def make_evaluate(
                 if own_classes is not None:
                     owner = jnp.arange(scores.shape[1]) // own_classes
                     scores = jnp.where((owner == task)[None, :], scores, -jnp.inf)
-                labels = stream.label_maps[shared.test_labels[rows]]
+                labels = labels_of(own, shared.test_labels[rows])
+                if metric.fn is not None:
+                    values = metric.fn(scores, labels, variance)
+                    return jnp.sum(jnp.where(rows >= 0, values, 0))
                 return jnp.sum((jnp.argmax(scores, axis=-1) == labels) & (rows >= 0))
 
             def measure() -> jax.Array:

@@ -21,6 +21,8 @@ class DataForm(NamedTuple):
     image_shape: tuple[int, ...]
     num_classes: int
     max_value: float
+    dtype: Any = np.uint8
+    """Of images as they are stored."""
 
 
 class Shared(NamedTuple):
@@ -49,6 +51,7 @@ class StreamArrays(NamedTuple):
     pixel_maps: jax.Array
     label_maps: jax.Array
     test_rows: jax.Array
+    owners: jax.Array
 
 
 class Own(NamedTuple):
@@ -94,7 +97,12 @@ def place(data: benchmarks.BenchmarkData, seeds: Sequence[int], mesh: Mesh) -> I
     return Inputs(
         mesh,
         placement.platform_of(mesh),
-        DataForm(data.train_images.shape[1:], data.num_classes, data.max_value),
+        DataForm(
+            data.train_images.shape[1:],
+            data.num_classes,
+            data.max_value,
+            data.train_images.dtype,
+        ),
         Shared(*images),
         Own(
             placement.place_all(np.asarray(seeds, np.int32), mesh),

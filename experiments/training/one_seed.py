@@ -11,7 +11,8 @@ import numpy as np
 import lamaml_jax as lm
 from experiments import methods
 from experiments.config.run_config import RunConfig, batches_per_task, with_rates
-from experiments.training.batches import Show, keys_of, make_show, task_key
+from experiments.training import model_state
+from experiments.training.batches import Show, keys_of, make_images, make_show, task_key
 from experiments.training.evaluation import Evaluated, make_evaluate
 from experiments.training.inputs import DataForm, Own, Shared
 from experiments.training.placement import spread_rows
@@ -21,6 +22,7 @@ from experiments.training.probes import (
     make_look_ahead,
 )
 from experiments.training.problem import build_network, make_problem
+from experiments.training.raw_rows import Prepare, changed_anew
 
 
 class Trained(NamedTuple):
@@ -243,10 +245,21 @@ def make_functions(
         return model.apply(weights, spread_rows(images, devices_per_seed))
 
     problem = make_problem(config, form, apply_fn)
+    prepare = make_images(benchmark, form).prepare
+    running = model.running
+    methods.check_network(config.method, has_averages=running is not None)
 
     def learner_of(own: Own) -> lm.Learner:
-        hyper = with_rates(config, own.rates or {}).hyper
-        return methods.make_learner(config.method, problem, hyper)
+        hyper: Any = with_rates(config, own.rates or {}).hyper
+
+        def make(prepare: Prepare | None) -> lm.Learner:
+            problem = make_problem(config, form, apply_fn, prepare)
+            learner = methods.make_learner(config.method, problem, hyper)
+            if running is None:
+                return learner
+            return model_state.carried(learner, running, hyper.replay_size, prepare)
+
+        return changed_anew(make, prepare) if benchmark.raw_memory else make(None)
 
     def init_weights(seed: jax.Array) -> lm.Params:
         return model.init(keys_of(seed)[0], jnp.zeros((1, *form.image_shape)))
@@ -256,7 +269,16 @@ def make_functions(
         return learner_of(own).init(keys_of(own.seed)[1], init_weights(own.seed))
 
     make_scores = methods.METHODS[config.method].make_scores
-    if make_scores is None:
+    shown = problem
+    if benchmark.raw_memory:
+        fixed = partial(prepare, jax.random.key(0))
+        shown = make_problem(config, form, apply_fn, fixed)
+    look_ahead = make_look_ahead(config, form, shown)
+    if running is not None:
+        subject = model_state.subject_of
+        scoring = model_state.scores_of(running), lambda subject: subject.weights
+        look_ahead = model_state.beside_averages(look_ahead)
+    elif make_scores is None:
         subject = lambda state: state.weights
         scoring = apply_fn, lambda weights: weights
     else:
@@ -278,6 +300,6 @@ def make_functions(
         train_part,
         make_evaluate(config, form, *scoring),
         subject,
-        make_look_ahead(config, form, problem),
+        look_ahead,
         make_alignment(config, form, problem),
     )

@@ -13,7 +13,7 @@ from experiments.config.run_config import RunConfig, batches_per_task, with_rate
 from experiments.methods.lookahead import make_inner_tx
 from experiments.methods.problem import Problem
 from experiments.training import placement
-from experiments.training.batches import make_images, make_show, task_key
+from experiments.training.batches import labels_of, make_images, make_show, task_key
 from experiments.training.inputs import DataForm, Own, Shared
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -73,7 +73,7 @@ def make_alignment(
         def one(inputs: tuple[jax.Array, ...]) -> lm.Batch:
             task, rows, pixel_map = inputs
             images = images_of.scale(shared.train_images[rows], pixel_map)
-            labels = stream.label_maps[shared.train_labels[rows]]
+            labels = labels_of(own, shared.train_labels[rows])
             batch = {"image": images_of.normalise(images), "label": labels}
             return batch | {"task": jnp.full(num_rows, task)}
 

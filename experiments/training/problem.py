@@ -5,17 +5,20 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 
 import lamaml_jax as lm
 from experiments import networks
 from experiments.config.run_config import RunConfig
+from experiments.data.targets import LOSSES
 from experiments.methods.problem import Problem
 from experiments.training.inputs import DataForm
 
 
 def make_problem(
-    config: RunConfig, form: DataForm, apply_fn: Callable[..., jax.Array] | None = None
+    config: RunConfig,
+    form: DataForm,
+    apply_fn: Callable[..., jax.Array] | None = None,
+    prepare: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Problem:
     """Describes a benchmark to a method.
 
@@ -24,29 +27,39 @@ def make_problem(
         form: sizes of the data.
         apply_fn: ``(weights, images [B, ...]) -> logits [B, Y]``; None for a problem of
             which only the sizes are read.
+        prepare: what is done to images before the network; None if it was done.
     """
     benchmark = config.benchmark
     classes_per_task = benchmark.classes_per_task
+    loss = LOSSES[benchmark.loss]
+    label = jax.ShapeDtypeStruct((), jnp.int32)
+    if not loss.of_classes:
+        label = jax.ShapeDtypeStruct((form.num_classes,), jnp.float32)
     example = {
-        "image": jax.ShapeDtypeStruct(form.image_shape, jnp.float32),
-        "label": jax.ShapeDtypeStruct((), jnp.int32),
+        "image": jax.ShapeDtypeStruct(
+            form.image_shape, form.dtype if benchmark.raw_memory else jnp.float32
+        ),
+        "label": label,
     }
     if config.setting == "aware":
         example["task"] = jax.ShapeDtypeStruct((), jnp.int32)
 
-    def loss_fn(weights: Any, batch: Any) -> jax.Array:
+    def logits_fn(weights: lm.Params, images: jax.Array) -> jax.Array:
         assert apply_fn is not None
-        logits = apply_fn(weights, batch["image"])
+        return apply_fn(weights, images if prepare is None else prepare(images))
+
+    def loss_fn(weights: Any, batch: Any) -> jax.Array:
+        logits = logits_fn(weights, batch["image"])
         if classes_per_task is not None and config.setting == "aware":
             return lm.losses.multi_head_cross_entropy(
                 logits, batch["label"], batch["task"], classes_per_task
             )
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return loss.fn(logits, batch["label"])
 
     return Problem(
         cast(Any, loss_fn),
         example,
-        apply_fn,
+        None if apply_fn is None else logits_fn,
         num_tasks=benchmark.num_tasks,
         rows_per_task=benchmark.rows_per_task,
         num_classes=form.num_classes,

@@ -10,13 +10,14 @@ def registries() -> Iterator[None]:
     """Forgets afterwards what a test registers."""
     from experiments import methods, networks
     from experiments.config import benchmarks
-    from experiments.data import sources
+    from experiments.data import sources, targets
     from experiments.support import registry, styles
 
     known = [
-        *(benchmarks.BENCHMARKS, benchmarks._OWN_STREAMS, sources._OWN),
+        *(benchmarks.BENCHMARKS, benchmarks.OWN_STREAMS, sources._OWN),
         *(methods.METHODS, networks.NETWORKS),
         *(registry._OWN, styles.NAMES, styles.STYLES),
+        *(targets.LOSSES, targets.METRICS),
     ]
     before = [dict(each) for each in known]
     mixed = set(styles.MIXED)

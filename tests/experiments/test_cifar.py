@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.data import cifar, prepare, sources
-from experiments.data.sources import DataError
+from experiments.data.source import DataError
 
 ROWS = {"train": 40, "test": 25}
 NAMES = {

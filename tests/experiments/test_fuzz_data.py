@@ -16,7 +16,7 @@ from hypothesis import given
 from PIL import Image
 
 from experiments.data import cifar, prepare, sources, tiny_imagenet
-from experiments.data.sources import DataError
+from experiments.data.source import DataError
 
 fewer = hypothesis.settings(settings, max_examples=60)
 ROWS = 8

@@ -21,7 +21,7 @@ import lamaml_jax as lm
 from experiments import methods, networks, report, run_folder
 from experiments.config import benchmarks, presets, request, settings
 from experiments.config import run_config as config
-from experiments.data import own
+from experiments.data import blurring, own, own_streams, targets
 from experiments.methods import hyperparameters
 from experiments.support import styles
 from experiments.support.errors import UserError
@@ -516,7 +516,9 @@ def test_mistakes_are_those_of_the_command_line(options, message, tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.parametrize("module", [own, hyperparameters, loop])
+@pytest.mark.parametrize(
+    "module", [blurring, hyperparameters, loop, own, own_streams, targets]
+)
 def test_examples_in_docstrings_run(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed

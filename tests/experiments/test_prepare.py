@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.data import prepare, sources
-from experiments.data.sources import DataError
+from experiments.data.source import DataError
 
 ROWS = {"train": 6, "t10k": 4}
 HOME = "https://example.org/"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.data import prepare, sources
-from experiments.data.sources import DataError
+from experiments.data import prepare, sources, tfds_files
+from experiments.data.source import DataError
 
 PREPARED = Path(
     os.environ.get("LAMAML_TFDS_DIR")
@@ -99,7 +99,7 @@ def test_fashion_mnist_is_prepared_from_plain_archives(tmp_path):
 
 def test_second_load_reads_the_cache(prepared, tmp_path, monkeypatch):
     first = sources.load_source("mnist", prepared, tmp_path)
-    monkeypatch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(tfds_files, "_decode", lambda *_: pytest.fail("decoded again"))
     again = sources.load_source("mnist", prepared, tmp_path)
     np.testing.assert_array_equal(first.train_images, again.train_images)
 
@@ -266,7 +266,7 @@ def test_real_mnist_is_read_as_published(tmp_path):
     if not PREPARED.is_dir():
         pytest.skip("needs the prepared data sets (LAMAML_TFDS_DIR)")
     sources.check_source("mnist", PREPARED)
-    shards = sources._shards("mnist", sources.dataset_folder("mnist", PREPARED))
+    shards = tfds_files.shards(sources.prepared_folder("mnist", PREPARED))
     assert [n for _, n in shards["train"]] == [60_000]
     assert [n for _, n in shards["test"]] == [10_000]
 

@@ -11,7 +11,7 @@ import lamaml_jax as lm
 from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig
 from experiments.data import streams
-from experiments.data.sources import Source
+from experiments.data.source import Source
 from experiments.networks import Network, head_mask
 from experiments.support.errors import UserError
 from experiments.training import batches as feeding

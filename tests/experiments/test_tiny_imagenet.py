@@ -11,7 +11,7 @@ from PIL import Image
 
 from experiments.config import benchmarks
 from experiments.data import prepare, sources, tiny_imagenet
-from experiments.data.sources import DataError
+from experiments.data.source import DataError
 
 PREPARED = Path(
     os.environ.get("LAMAML_TFDS_DIR")
