@@ -17,6 +17,7 @@ from stored_runs import cost_of, entry_of, example, write_run
 from experiments import bench, report, run_folder
 from experiments.report import captions, figures, published, wording
 from experiments.report.entries import make_entries, variant_labels
+from experiments.report.figures import common
 from experiments.support import styles
 from experiments.support.errors import UserError
 
@@ -460,6 +461,51 @@ class TestFigures:
         (line,) = axes.lines
         assert line.get_xdata().tolist() == [1, 2, 4]
         np.testing.assert_allclose(line.get_ydata(), [90, 50, 50], rtol=1e-6)
+
+    def test_a_run_tested_at_its_ends_only_has_no_curve_and_no_matrix(self):
+        accuracy = self.sparse()
+        accuracy[:, 1] = NAN
+        for draw in (figures.curves, figures.matrices):
+            assert draw("x", [entry_of(accuracy)]) is None
+            assert draw("x", [entry_of(accuracy[:, -1:, -1:])]) is not None
+
+    def test_families_are_panels_with_all_others_in_grey(self):
+        accuracy = np.full((2, 3, 3), 0.5)
+        names = ("lamaml", "cmaml", "mer", "er", "derpp", "gem", "online", "iid")
+        page = figures.curves("x", [entry_of(accuracy, name) for name in names])
+        panels = {axes.get_title(): axes for axes in page.axes}
+        assert list(panels) == [
+            *(styles.LOOK_AHEAD, styles.META, styles.REPLAY, styles.CONSTRAINTS)
+        ]
+        replay = panels[styles.REPLAY]
+        assert {text.get_text() for text in replay.texts} == {
+            *("ER", "DER++", "Online", "IID, at the end")
+        }
+        colors = [line.get_color() for line in replay.lines]
+        assert colors.count(common.FAINT) == 4
+
+    def test_few_methods_share_one_panel(self):
+        entries = [
+            entry_of(np.full((2, 3, 3), 0.5), name) for name in ("lamaml", "er", "iid")
+        ]
+        assert len(figures.curves("x", entries).axes) == 1
+
+    def test_names_beside_points_do_not_cover_each_other(self):
+        from matplotlib.text import Text
+
+        rng = np.random.default_rng(3)
+        entries = []
+        for name in list(styles.NAMES)[:15]:
+            accuracy = np.full((3, 2, 2), 0.7) + 0.03 * rng.standard_normal((3, 1, 1))
+            cost = cost_of(float(rng.choice([50, 52, 100, 105])), 0)
+            entries.append(entry_of(accuracy, name, cost=cost))
+        page = figures.compute("x", entries)
+        page.draw_without_rendering()
+        # Of the words alone, without the lines that lead to them.
+        boxes = [Text.get_window_extent(text) for text in page.axes[0].texts]
+        assert len(boxes) == 15
+        for first, second in itertools.combinations(boxes, 2):
+            assert not first.overlaps(second)
 
     def test_matrices_show_evaluated_rows_and_learnt_tasks_only(self):
         figure = figures.matrices("x", [entry_of(self.sparse())])
