@@ -56,6 +56,7 @@ MODULES = (
     "learner",
     "metrics",
     "mixing",
+    "utility",
     "diagnostics",
 )
 

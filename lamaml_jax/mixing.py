@@ -91,12 +91,13 @@ def min_norm_gradient(
 
     Args:
         gradients: as in ``min_norm_weights``, as are ``mask`` and ``num_steps``.
-        mask: masked gradients are left out even where they are not finite.
+        mask: [T] booleans, True = counts; masked gradients are left out even where they
+            are not finite.
         num_steps: Frank-Wolfe steps.
 
     Returns:
-        ``gradient``, the tree of one gradient, and ``weights`` [T]. Zeros if every
-        task is masked.
+        ``gradient``, the tree of one gradient, and ``weights`` [T],
+        unitless. Zeros if every task is masked.
 
     Raises:
         ValueError: as ``min_norm_weights``.

@@ -11,11 +11,19 @@ from lamaml_jax import checks, types
 
 
 class UtilityState(NamedTuple):
-    """State of ``scale_by_utility``."""
+    """State of ``scale_by_utility``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> state = lm.scale_by_utility(0.9, 0.0).init({"w": jnp.ones(2)})
+        >>> print(state.utilities["w"])
+        [0. 0.]
+    """
 
     utilities: types.Params
-    """Running means of each weight's utility, in the unit of the loss, not corrected
-    for their start at 0; float32 at least, as a slow mean needs."""
+    """Running means of each weight's utility, their tree, in the unit of the loss, not
+    corrected for their start at 0; float32 at least, as a slow mean needs."""
 
 
 def scale_by_utility(
@@ -38,9 +46,10 @@ def scale_by_utility(
     weight. IDBD has one for linear models only, and needs a curvature beyond them.
 
     Args:
-        decay: share of the running utility that an update keeps, in [0, 1).
-        noise_scale: standard deviation of the noise, in the unit of the gradients, at
-            least 0.
+        decay: share of the running utility that an update keeps, a number in [0, 1),
+            unitless.
+        noise_scale: standard deviation of the noise, a number in the unit of the
+            gradients, at least 0.
 
     Returns:
         Transformation whose state is a ``UtilityState``. ``key``, an extra argument, is

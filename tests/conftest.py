@@ -87,21 +87,3 @@ def strict_dtypes() -> Iterator[None]:
     """Raises on implicit dtype promotion; optax's own optimisers need it off."""
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-@pytest.fixture(scope="module")
-def quick_compile() -> Iterator[None]:
-    """Compiles without XLA's costly passes, for modules of many tiny programs."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture
-def full_compile() -> Iterator[None]:
-    """Compiles as users do, within a module marked ``quick_compile``."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

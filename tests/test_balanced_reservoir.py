@@ -17,7 +17,7 @@ from hypothesis import given
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "strict_dtypes")
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 ROW = {
     "x": jax.ShapeDtypeStruct((2,), jnp.float32),

@@ -8,8 +8,6 @@ from problems import as_jax
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 T, B, D = 4, 6, 3
 
 

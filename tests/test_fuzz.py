@@ -13,8 +13,6 @@ from problems import net_loss
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Derandomised: a failure is the same for everybody, and its example is in the report.
 hypothesis.settings.register_profile(
     "suite",

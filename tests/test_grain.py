@@ -23,8 +23,6 @@ from problems import (
 import lamaml_jax as lm
 from lamaml_jax import grain
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 K, S, Q, B, D, H = 3, 2, 3, 4, 2, 3
 FROZEN_BODY = {"body": False, "head": True}
 

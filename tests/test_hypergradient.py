@@ -13,7 +13,7 @@ from problems import regression_loss as net_loss
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 N, K, S, Q, D, H = 3, 2, 2, 3, 2, 2
 

@@ -25,7 +25,7 @@ from problems import (
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "strict_dtypes")
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 K, S = 4, 3
 
@@ -174,7 +174,7 @@ def test_gradients_equal_finite_differences(x64, rectify, clip):
 
 
 @pytest.fixture(scope="module")
-def small_run(quick_compile):
+def small_run():
     """float32 problem with the default options, evaluated once under jit."""
     weights, step_sizes, support, mask, direction = make_logistic(seed=3)
     arguments = as_jax((weights, step_sizes), jnp.float32)

@@ -12,8 +12,6 @@ from problems import regression_loss as loss_fn
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 K, S, Q, D, H = 4, 2, 3, 2, 2
 # Full, empty, half full and full: momentum must not go on in the second step.
 SUPPORT_MASK = np.array([[True, True], [False, False], [False, True], [True, True]])

@@ -22,7 +22,7 @@ from problems import (
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "strict_dtypes")
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 K, S, Q = 3, 2, 5
 SUPPORT_MASK = np.array([[True, False], [False, False], [True, True]])
@@ -264,7 +264,7 @@ def test_first_order_meta_gradient_has_its_true_derivative(x64):
 
 
 @pytest.fixture(scope="module")
-def small_run(quick_compile):
+def small_run():
     """float32 problem with the default options, evaluated once under jit."""
     arguments = as_jax(make_logistic(seed=18), jnp.float32)
     return arguments, jax.jit(lm.meta_value_and_grad(logistic_loss))(*arguments)

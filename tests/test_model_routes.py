@@ -11,8 +11,6 @@ from problems import assert_close, assert_equal, rectified_step, squares, waves3
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, K, R, D, Y = 4, 2, 3, 3, 2
 RATE = 0.3
 

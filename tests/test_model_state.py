@@ -17,8 +17,6 @@ from problems import assert_close, assert_equal, rectified_step, squares, waves3
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, K, R, D, H, Y = 4, 2, 3, 3, 4, 2
 RATE, ETA, MOMENTUM, EPSILON, DROPOUT = 0.2, 0.05, 0.9, 1e-5, 0.5
 

@@ -13,7 +13,7 @@ import pytest
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "strict_dtypes")
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 KEY, OTHER_KEY = jax.random.split(jax.random.key(0))
 # Of numpy's default types, float64 and int64, as a data set in numpy is.

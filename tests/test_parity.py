@@ -14,8 +14,6 @@ from parity import assert_close, assert_predictions_close
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FAMILIES = ("lamaml", "cifar", "cifarmlp")
 LOADERS = {
     path.stem: functools.partial(su.load, path)

@@ -12,8 +12,6 @@ from problems import waves32
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, K, R, D = 4, 2, 3, 3
 RATE = 0.3
 

@@ -17,7 +17,7 @@ from processes import ROOT, said
 import lamaml_jax as lm
 from lamaml_jax.slots import last_writer
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "strict_dtypes")
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 NUMBER = jax.ShapeDtypeStruct((), jnp.int32)
 RULES = ("exact", "published")

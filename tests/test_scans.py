@@ -10,8 +10,6 @@ from problems import EXACT, assert_trees_close, stack, waves
 
 from lamaml_jax import scans
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # One step, segments without and with a lead, a square number of steps.
 LENGTHS = (1, 2, 4, 5)
 ROUTES = [

@@ -12,8 +12,6 @@ from problems import rectified_step
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def quadratic(params, target):
     """Half the squared distance of both halves to a target that is the data."""

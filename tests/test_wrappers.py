@@ -12,8 +12,6 @@ from problems import bent_loss as loss_fn
 
 import lamaml_jax as lm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, K, D = 4, 2, 3
 RATE = 0.2
 

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.bench.results import Record, Result, lines, read, show, write
+from experiments.run_folder.measurements import Record, Result, lines, read, show, write
 
 __all__ = ["BENCHES", "Record", "Result", "lines", "measure", "read", "show", "write"]
 

@@ -9,9 +9,9 @@ import jax
 
 from experiments.bench import timing
 from experiments.bench.job import Job, shortened
-from experiments.bench.results import Result
 from experiments.bench.settings import Settings
 from experiments.bench.update import flops_per_meta_update
+from experiments.run_folder.measurements import Result
 
 _SEEDS = (1, 5, 20, 100, 1000)
 _STRETCH_S = 8.0

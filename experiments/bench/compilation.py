@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.bench.results import Result
 from experiments.bench.settings import Settings
+from experiments.run_folder.measurements import Result
 from experiments.support.errors import UserError
 
 _ROOT = Path(__file__).parents[2]

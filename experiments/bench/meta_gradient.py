@@ -13,10 +13,10 @@ import optax
 
 import lamaml_jax as lm
 from experiments.bench import timing
-from experiments.bench.results import Result
 from experiments.bench.settings import Settings
 from experiments.config import benchmarks
 from experiments.networks import Network, convolution_for
+from experiments.run_folder.measurements import Result
 
 _PIXELS, _CLASSES, _QUERY = 784, 10, 20
 _PERCEPTRONS = {"32": (32,), "100x100": (100, 100), "512x512": (512, 512)}

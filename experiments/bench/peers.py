@@ -15,11 +15,11 @@ import optax
 import lamaml_jax as lm
 from experiments.bench import timing
 from experiments.bench.job import Job, shortened
-from experiments.bench.results import Result
 from experiments.bench.settings import Settings
 from experiments.config import presets
 from experiments.config.benchmarks import Benchmark
 from experiments.networks import Network, convolve_by_matmul
+from experiments.run_folder.measurements import Result
 from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
 from experiments.training.batches import make_show

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 import lamaml_jax as lm
 from experiments.bench import timing
-from experiments.bench.results import Result
 from experiments.bench.settings import Settings
+from experiments.run_folder.measurements import Result
 
 _ROW = jax.ShapeDtypeStruct((784,), jnp.float32)
 _BATCH, _REPLAY = 10, 10

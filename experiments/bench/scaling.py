@@ -6,8 +6,8 @@ import jax
 
 from experiments.bench import timing
 from experiments.bench.job import Job, shortened
-from experiments.bench.results import Result
 from experiments.bench.settings import Settings
+from experiments.run_folder.measurements import Result
 
 _SEEDS = (1, 5, 20, 100)
 _ROWS = 20

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.bench.results import Result
 from experiments.config.benchmarks import Benchmark
+from experiments.run_folder.measurements import Result
 
 
 def _forget(results: Sequence[Result]) -> None:

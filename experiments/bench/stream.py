@@ -11,8 +11,8 @@ import numpy as np
 
 from experiments.bench import timing
 from experiments.bench.job import Job
-from experiments.bench.results import Result
 from experiments.bench.settings import Settings
+from experiments.run_folder.measurements import Result
 from experiments.support.errors import UserError
 
 _TASKS = 200

@@ -12,10 +12,10 @@ import jax
 
 from experiments.bench import timing
 from experiments.bench.job import Job, shortened
-from experiments.bench.results import Result
 from experiments.bench.settings import Settings
 from experiments.config import benchmarks
 from experiments.config.run_config import num_meta_updates
+from experiments.run_folder.measurements import Result
 from experiments.schema.hyperparameters import Hyperparameters
 
 _TASKS = 2

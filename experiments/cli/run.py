@@ -75,8 +75,8 @@ def run(context: typer.Context, given: dict[str, Any], doing: RunDoing) -> None:
     told = _loggers(doing)
     asked = _request(given, doing)
     planned = request.configs(asked)
-    sources.check_source(asked.benchmark.source, doing.data_dir)
     out = doing.out or Path("runs") / request.run_name(asked)
+    sources.check_source(asked.benchmark.source, doing.data_dir)
     folders = [out / method for method, _ in asked.hypers]
     held = context.with_resource(contextlib.ExitStack())
     hearing = context.with_resource(contextlib.ExitStack())

@@ -206,20 +206,22 @@ def configs(request: Request, num_classes: int | None = None) -> list[RunConfig]
     Raises:
         UserError: a size or rate that is out of range.
     """
-    benchmark = request.benchmark
+    benchmark, (_, passes) = request.benchmark, protocol(request)
+    sources = [
+        presets.taken_from(benchmark.name, name, passes) for name, _ in request.hypers
+    ]
     if num_classes is not None and request.fits_source:
         benchmark = benchmarks.with_tasks_of(benchmark, num_classes)
-    _, passes = protocol(request)
     made = [
         RunConfig(
             benchmark,
             name,
             request.seeds,
             hyper,
-            presets_from=presets.taken_from(benchmark.name, name, passes),
+            presets_from=source,
             **request.options,
         )
-        for name, hyper in request.hypers
+        for (name, hyper), source in zip(request.hypers, sources, strict=True)
     ]
     for config in made:
         check_config(config)

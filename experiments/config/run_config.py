@@ -82,10 +82,11 @@ def check_config(config: RunConfig) -> None:
         task_aware=config.setting == "aware",
         own_classes=benchmark.classes_per_task is not None,
     )
-    counted = {"batches_per_task": batches_per_task(config)}
-    limits = {**vars(benchmark), **vars(hyper), **counted}
     for part in (benchmark, hyper, config):
-        fields.check(part, limits)
+        fields.check(part, {**vars(benchmark), **vars(hyper)})
+    every, most = benchmark.anytime_every, batches_per_task(config)
+    if every is not None and every > most:
+        raise UserError(f"anytime_every: expected 1 to {most}, received {every}")
     if benchmark.is_online and (config.setting == "aware" or hyper.epochs > 1):
         raise UserError(
             f"{benchmark.name}: online, with one pass and no task ids; choose another "

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from experiments import bench, run_folder
+from experiments import run_folder
 from experiments.report import (
     columns,
     comparison,
@@ -20,7 +20,7 @@ from experiments.report import (
 from experiments.report import page as pages
 from experiments.report.entries import Entry, make_entries
 from experiments.report.sections import Records
-from experiments.run_folder import RunFolderError
+from experiments.run_folder import RunFolderError, measurements
 from experiments.support import naming
 from experiments.support.errors import UserError
 
@@ -137,7 +137,7 @@ def make_report(
     """
     console = console or Console()
     _check_formats(formats)
-    measured = [bench.read(path) for path in benches]
+    measured = [measurements.read(path) for path in benches]
     runs, skipped = read_runs(paths)
     entries, out_dir = make_entries(runs), Path(out_dir)
     compared, page = comparison.compare(entries), out_dir / "report.html"

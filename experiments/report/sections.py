@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import bench
 from experiments.report import (
     captions,
     columns,
@@ -23,8 +22,9 @@ from experiments.report.page import (
     Picture,
     Section,
 )
+from experiments.run_folder import measurements
 
-Records = Mapping[str, bench.Record]
+Records = Mapping[str, measurements.Record]
 
 
 def _pictures(files: Sequence[Path]) -> list[Path]:
@@ -87,7 +87,7 @@ def of_speed(measured: Sequence[Records], scaling: Sequence[Path]) -> list[Secti
         for record in records.values():
             for result in record.results:
                 caption = f"{result.title}. {result.note}".strip()
-                parts.append(Listing(tables.table(bench.lines(result)), caption))
+                parts.append(Listing(tables.table(measurements.lines(result)), caption))
             facts = provenance.environment_facts(record.environment)
             if facts:
                 parts.append(Folded("How this was measured", facts))

@@ -57,7 +57,7 @@ class Benchmark:
     is_online: bool = False
     """Whether it is class-incremental online learning: one pass, one head over all
     classes, and no task id reaches the learner."""
-    anytime_every: Annotated[int, UpTo("batches_per_task")] | None = None
+    anytime_every: Count | None = None
     """Batches between two evaluations within a task on all tasks seen, which are part
     of the compiled program; None: there are none."""
     anytime_rows: Count | None = None

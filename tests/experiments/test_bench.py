@@ -14,8 +14,6 @@ from experiments.cli import app as command_line
 from experiments.config import benchmarks, presets
 from experiments.support.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 COLUMNS = {
     "update": [{"cpu_ms_per_meta_update", "percent_of_matmul_peak", "compile_s"}],
     "meta-gradient": [{"inner_steps", "reverse", "sqrt", "first_order"}] * 3,

@@ -3,13 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from problems import softmax_loss
 
 from experiments.methods import derpp
 from experiments.methods.problem import Problem
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 D, Y, B, R = 4, 3, 5, 2
 

@@ -22,7 +22,7 @@ from experiments.methods.ring import init_memory, store
 from experiments.support.errors import UserError
 
 # In 64 bits throughout; the stored updates are replayed in 32 bits too.
-pytestmark = pytest.mark.usefixtures("quick_compile", "x64")
+pytestmark = pytest.mark.usefixtures("x64")
 
 LEARNERS = {"gem": episodic.gem, "agem": episodic.agem}
 NUM_TASKS, MEMORY, BATCH, NUM_FEATURES, NUM_CLASSES = 4, 5, 3, 6, 3

@@ -18,8 +18,6 @@ from experiments.methods.ring import RingMemory
 if not su.FOLDER.is_dir():
     pytest.skip("needs the stored updates (LAMAML_FIXTURES)", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FILES = {family: su.paths(family) for family in ("gem", "agem")}
 # Error of a leaf: max |actual - expected| / max |expected|. Float64 differs from torch
 # by the order of sums, some 1e-15; 1e-10 leaves room for an ill-conditioned draw, and

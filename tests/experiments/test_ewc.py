@@ -13,8 +13,6 @@ from experiments.methods import ewc, replay
 from experiments.methods.problem import Problem
 from experiments.support.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUM_FEATURES, NUM_CLASSES, BATCH = 5, 3, 4
 HYPER = ewc.EwcHyperparameters(glances=2, learning_rate=0.1, penalty=8.0, fisher_rows=6)
 

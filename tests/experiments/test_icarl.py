@@ -15,8 +15,6 @@ from experiments.methods import exemplars, icarl
 from experiments.methods.problem import Problem
 from experiments.support.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUM_FEATURES, NUM_TASKS, PER_TASK = 6, 3, 2
 NUM_CLASSES = NUM_TASKS * PER_TASK
 NUM_ROWS, BATCH = 16, 4

@@ -16,8 +16,6 @@ from experiments.methods.problem import Problem
 if not su.FOLDER.is_dir():
     pytest.skip("needs the stored updates (LAMAML_FIXTURES)", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FILES = [pytest.param(path, id=path.stem) for path in su.paths("icarl")]
 
 

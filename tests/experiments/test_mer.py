@@ -14,8 +14,6 @@ from experiments.methods.mer import MerHyperparameters, interpolate, make_round,
 from experiments.methods.problem import Problem
 from experiments.support.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUM_FEATURES, NUM_CLASSES, BATCH = 6, 3, 4
 
 

@@ -20,8 +20,6 @@ from experiments.methods.metabgd import (
 from experiments.methods.problem import Problem
 from experiments.support.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUM_FEATURES, NUM_CLASSES, BATCH = 6, 3, 10
 
 

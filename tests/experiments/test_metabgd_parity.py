@@ -13,8 +13,6 @@ from experiments.methods import metabgd
 if not su.FOLDER.is_dir():
     pytest.skip("needs the stored updates (LAMAML_FIXTURES)", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FILES = su.paths("metabgd")
 
 

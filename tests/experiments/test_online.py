@@ -26,8 +26,6 @@ from experiments.training.problem import make_problem
 from experiments.training.programs import compile_programs
 from experiments.training.storing import Part
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Six batches of ten and one of six in a task, evaluated after every other and the last.
 ENDS = [2, 4, 6, 7]
 

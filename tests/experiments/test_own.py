@@ -30,7 +30,7 @@ from experiments.training import loop
 from experiments.training.checkpoints import Checkpoint, Checkpoints
 from experiments.training.inputs import DataForm
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "registries")
+pytestmark = pytest.mark.usefixtures("registries")
 QUIET = Console(quiet=True)
 SIZES = {"num_tasks": 2, "rows_per_task": 20}
 

@@ -14,8 +14,6 @@ from experiments.support.errors import UserError
 torch = pytest.importorskip("torch", reason="peers are timed with PyTorch, not here")
 peer_torch = pytest.importorskip("experiments.bench.peer_torch")
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def job():

@@ -115,7 +115,7 @@ def test_killed_processes_go_on_together(tmp_path):
 
 
 @pytest.mark.slow
-def test_rows_are_shared_in_the_compiled_program(quick_compile):
+def test_rows_are_shared_in_the_compiled_program():
     config = make_config()
     data = benchmarks.load(config.benchmark, config.seeds)
     texts = []

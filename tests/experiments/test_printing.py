@@ -45,9 +45,8 @@ def spawn(arguments, encoding):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("command", "encoding"), [(["list"], "ascii"), (["run", "--help"], "cp437")]
-)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("command", [["list"], ["run", "--help"]], ids=" ".join)
 def test_a_command_prints_in_any_encoding(command, encoding):
     done = spawn(command, encoding)
     assert done.returncode == 0, done.stderr

@@ -8,8 +8,6 @@ import quadprog
 
 from experiments.methods.quadratic import minimise_above
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RIDGE = 1e-3
 solve = jax.jit(minimise_above)
 

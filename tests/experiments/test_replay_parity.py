@@ -12,8 +12,6 @@ from parity import assert_close
 from experiments.methods import la_er, replay
 from experiments.schema.hyperparameters import Hyperparameters
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture
 def stored(request):

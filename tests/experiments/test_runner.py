@@ -146,7 +146,7 @@ def test_a_diverged_seed_is_marked_and_leaves_the_others_alone(results):
 
 
 @pytest.mark.slow
-def test_a_seed_that_diverges_stands_still_and_is_located(quick_compile):
+def test_a_seed_that_diverges_stands_still_and_is_located():
     config = tiny(method="online", learning_rate=0.1)
     large = {"learning_rate": 1e30, "max_grad_norm": 1e30}
     group = [config, with_rates(config, large)]

@@ -152,7 +152,6 @@ def accuracies(config):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compile")
 def test_two_runs_of_icarl_are_bit_identical():
     """The other methods' are compared as processes, in test_resume.py."""
     runs = [results(tiny("icarl")) for _ in range(2)]

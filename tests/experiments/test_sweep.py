@@ -184,7 +184,7 @@ def test_other_rates_are_the_same_program():
 
 
 @pytest.mark.slow
-def test_a_group_trains_as_its_runs_do_alone(quick_compile):
+def test_a_group_trains_as_its_runs_do_alone():
     benchmark = small_benchmark()
     group = make_group("lamaml", benchmark)
     inputs = make_inputs(benchmark, (3, 1, 3, 1))
@@ -219,7 +219,7 @@ def quiet():
 
 
 @pytest.mark.slow
-def test_an_interrupted_group_goes_on(tmp_path, monkeypatch, quick_compile):
+def test_an_interrupted_group_goes_on(tmp_path, monkeypatch):
     grid = {"learning_rate": [0.1, 0.05, 0.02]}
     points = sweep.plan({"method": "er", "grid": grid, **SIZES, "num_tasks": 3})
 

@@ -7,7 +7,7 @@ parameters that it learns on the spot, into ``experiments/results/front``.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +16,17 @@ from experiments.report import figures
 from experiments.report.entries import Entry, make_entries
 from experiments.report.figures.accuracy import draw_matrix
 from experiments.report.figures.common import figure
+from experiments.report.figures.contest import (
+    NEW,
+    NEW_CURVATURE,
+    NUM_UPDATES,
+    OLD,
+    OLD_CURVATURE,
+    Learnt,
+)
 from experiments.support.styles import STYLES
 
 RESULTS = Path(__file__).parents[2] / "results"
-INNER_STEPS, NUM_UPDATES, STEP_SIZE, STEP_SIZE_RATE = 4, 60, 0.2, 0.02
-START = (-0.6, 0.0)  # where both are served on the first weight
-OLD, OLD_CURVATURE = (-1.0, 0.0), (4.0, 0.0)
-NEW, NEW_CURVATURE = (1.0, 1.2), (1.0, 1.0)
 
 
 def forgetting(left: Entry, right: Entry) -> Any:
@@ -63,17 +67,6 @@ def forgetting(left: Entry, right: Entry) -> Any:
     page.supxlabel("task tested: each turns MNIST by an angle of its own", fontsize=8)
     panels[0].set_ylabel("number of tasks learnt")
     return page
-
-
-class Learnt(NamedTuple):
-    """A stream of two parameters after ``NUM_UPDATES`` meta-updates."""
-
-    step_sizes: np.ndarray
-    """[updates + 1, 2]."""
-    first: np.ndarray
-    """Weights along the inner steps from the start, initial step sizes, [K + 1, 2]."""
-    last: np.ndarray
-    """The same with the step sizes learnt."""
 
 
 def step_sizes(learnt: Learnt) -> Any:

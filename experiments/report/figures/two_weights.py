@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import lamaml_jax as lm
-from experiments.report.figures.front import (
+from experiments.report.figures.contest import (
     INNER_STEPS,
     NEW,
     NEW_CURVATURE,
