@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import lamaml_jax as lm
 from experiments.config.run_config import RunConfig
-from experiments.data.targets import METRICS
+from experiments.data.targets import METRICS, Metric
 from experiments.training.batches import labels_of, make_images
 from experiments.training.inputs import DataForm, Own, Shared
 
@@ -23,6 +23,21 @@ class Evaluated(NamedTuple):
     """[T] fractions, NaN where unwanted or if a weight is not finite."""
     finite: jax.Array
     """Whether all weights are."""
+
+
+def _judged(
+    metric: Metric, scores: jax.Array, labels: jax.Array, variance: jax.Array | None
+) -> jax.Array:
+    """What is averaged over rows, [B]: whether they are right, or a metric's values."""
+    if metric.fn is None or variance is None:
+        return jnp.argmax(scores, axis=-1) == labels
+    return metric.fn(scores, labels, variance)
+
+
+def _among(scores: jax.Array, task: jax.Array, own_classes: int) -> jax.Array:
+    """Leaves the scores [B, Y] of a task's own classes alone."""
+    owner = jnp.arange(scores.shape[1]) // own_classes
+    return jnp.where((owner == task)[None, :], scores, -jnp.inf)
 
 
 def make_evaluate(
@@ -64,20 +79,18 @@ def make_evaluate(
         def accuracy(inputs: tuple[Any, ...]) -> jax.Array:
             task, pixel_map, tested, is_wanted = inputs
             rows = jnp.pad(tested, (0, padding), constant_values=-1)
-            if metric.fn is not None:
+            variance = None
+            if not metric.of_classes:
                 variance = jnp.var(shared.test_labels[tested], axis=0)
 
             def hits(rows: jax.Array) -> jax.Array:
                 images = images_of.scale(shared.test_images[rows], pixel_map)
                 scores = scores_fn(subject, images_of.normalise(images))
                 if own_classes is not None:
-                    owner = jnp.arange(scores.shape[1]) // own_classes
-                    scores = jnp.where((owner == task)[None, :], scores, -jnp.inf)
+                    scores = _among(scores, task, own_classes)
                 labels = labels_of(own, shared.test_labels[rows])
-                if metric.fn is not None:
-                    values = metric.fn(scores, labels, variance)
-                    return jnp.sum(jnp.where(rows >= 0, values, 0))
-                return jnp.sum((jnp.argmax(scores, axis=-1) == labels) & (rows >= 0))
+                values = _judged(metric, scores, labels, variance)
+                return jnp.sum(jnp.where(rows >= 0, values, 0))
 
             def measure() -> jax.Array:
                 return jnp.sum(jax.lax.map(hits, rows.reshape(-1, chunk))) / num_test

@@ -9,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import lamaml_jax as lm
-from experiments import methods
-from experiments.config.run_config import RunConfig, batches_per_task, with_rates
+from experiments.config.run_config import RunConfig, batches_per_task
 from experiments.training import model_state
-from experiments.training.batches import Show, keys_of, make_images, make_show, task_key
+from experiments.training.batches import Show, keys_of, make_show, task_key
 from experiments.training.evaluation import Evaluated, make_evaluate
 from experiments.training.inputs import DataForm, Own, Shared
+from experiments.training.learners import (
+    make_learner_of,
+    make_prediction,
+    problem_as_shown,
+)
 from experiments.training.placement import spread_rows
 from experiments.training.probes import (
     batches_per_part,
@@ -22,7 +26,6 @@ from experiments.training.probes import (
     make_look_ahead,
 )
 from experiments.training.problem import build_network, make_problem
-from experiments.training.raw_rows import Prepare, changed_anew
 
 
 class Trained(NamedTuple):
@@ -244,22 +247,9 @@ def make_functions(
     def apply_fn(weights: lm.Params, images: jax.Array) -> jax.Array:
         return model.apply(weights, spread_rows(images, devices_per_seed))
 
+    learner_of = make_learner_of(config, form, apply_fn, model.running)
     problem = make_problem(config, form, apply_fn)
-    prepare = make_images(benchmark, form).prepare
-    running = model.running
-    methods.check_network(config.method, has_averages=running is not None)
-
-    def learner_of(own: Own) -> lm.Learner:
-        hyper: Any = with_rates(config, own.rates or {}).hyper
-
-        def make(prepare: Prepare | None) -> lm.Learner:
-            problem = make_problem(config, form, apply_fn, prepare)
-            learner = methods.make_learner(config.method, problem, hyper)
-            if running is None:
-                return learner
-            return model_state.carried(learner, running, hyper.replay_size, prepare)
-
-        return changed_anew(make, prepare) if benchmark.raw_memory else make(None)
+    subject, *scoring = make_prediction(config, problem, model.running)
 
     def init_weights(seed: jax.Array) -> lm.Params:
         return model.init(keys_of(seed)[0], jnp.zeros((1, *form.image_shape)))
@@ -268,22 +258,6 @@ def make_functions(
         del shared
         return learner_of(own).init(keys_of(own.seed)[1], init_weights(own.seed))
 
-    make_scores = methods.METHODS[config.method].make_scores
-    shown = problem
-    if benchmark.raw_memory:
-        fixed = partial(prepare, jax.random.key(0))
-        shown = make_problem(config, form, apply_fn, fixed)
-    look_ahead = make_look_ahead(config, form, shown)
-    if running is not None:
-        subject = model_state.subject_of
-        scoring = model_state.scores_of(running), lambda subject: subject.weights
-        look_ahead = model_state.beside_averages(look_ahead)
-    elif make_scores is None:
-        subject = lambda state: state.weights
-        scoring = apply_fn, lambda weights: weights
-    else:
-        subject = lambda state: state
-        scoring = make_scores(problem, config.hyper), lambda state: state.weights
     evaluate_within = make_evaluate(config, form, *scoring, benchmark.anytime_rows)
 
     def accuracy_of(
@@ -292,6 +266,9 @@ def make_functions(
         seen = own._replace(state=subject(state))
         return evaluate_within(shared._replace(wanted=wanted), seen).accuracy
 
+    look_ahead = make_look_ahead(config, form, problem_as_shown(config, form, apply_fn))
+    if model.running is not None:
+        look_ahead = model_state.beside_averages(look_ahead)
     train_task, train_part = _make_training(config, form, learner_of, accuracy_of)
     return SeedFunctions(
         init_weights,
