@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 COLUMNS = {
     "update": [{"cpu_ms_per_meta_update", "percent_of_matmul_peak", "compile_s"}],
     "meta-gradient": [{"inner_steps", "reverse", "sqrt", "first_order"}] * 3,
+    "cost": [{"weights", "rates", "first_order_ms", "second_order_over_weights"}],
     "reservoir": [{"capacity", "us_per_batch", "over_first"}],
     "stream": [
         {"task", "over_first"},
