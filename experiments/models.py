@@ -18,6 +18,10 @@ INITIALIZERS = {
     "kaiming": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
     "xavier": nn.initializers.glorot_normal(),
 }
+_MIN_CHANNELS = 32
+_MIN_POSITIONS = 256
+"""From which on fewer products are faster: with 160 channels the gradients of 1,280
+positions take 0.78 of the time, of 320 0.84, of 128 0.92, and of 32 1.19."""
 
 
 def convolve_by_matmul(
@@ -62,13 +66,110 @@ def convolve_by_matmul(
     ]
     patches = jnp.concatenate(parts, axis=-1)
     matrix = kernel.reshape(-1, kernel.shape[-1])
-    product = patches.reshape(-1, matrix.shape[0]) @ matrix
-    return product.reshape(*patches.shape[:3], -1)
+    return _multiply(patches, matrix)
+
+
+def _multiply(images: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Maps [B, H, W, C] to [B, H, W, D]; of two axes, products' gradients are too."""
+    product = images.reshape(-1, matrix.shape[0]) @ matrix
+    return product.reshape(*images.shape[:3], -1)
+
+
+def _split(x: jax.Array, axis: int) -> list[jax.Array]:
+    """The slices along an axis. The gradient of all is one concatenation."""
+    parts = jnp.split(x, x.shape[axis], axis)
+    return [jax.lax.squeeze(part, (axis,)) for part in parts]
+
+
+def _inputs_of(x: jax.Array, axis: int) -> tuple[jax.Array, ...]:
+    """Of each four rows the inputs s0 - s2 and s1; s2; s4 - s2 and s3."""
+    fours = x.reshape(*x.shape[:axis], -1, 4, *x.shape[axis + 1 :])
+    s1, s2, s3, s4 = _split(fours, axis + 1)
+    above = jax.lax.slice_in_dim(s4, 0, s4.shape[axis] - 1, axis=axis)
+    zeros = jnp.zeros_like(jax.lax.slice_in_dim(s4, 0, 1, axis=axis))
+    s0 = jnp.concatenate([zeros, above], axis)
+    join = lambda *parts: jnp.concatenate(parts, -1)
+    return join(s0 - s2, s1), s2, join(s4 - s2, s3)
+
+
+def _factors_of(kernel: jax.Array) -> tuple[jax.Array, ...]:
+    """What these are multiplied with, of a kernel [3, ..., C, D]: [..., C or 2C, D]."""
+    k0, k1, k2 = _split(kernel, 0)
+    join = lambda *parts: jnp.concatenate(parts, -2)
+    return join(k0, k1), k0 + k2, join(k2, k1)
+
+
+def _outputs_of(products: Sequence[jax.Array], axis: int) -> jax.Array:
+    """Adds the products up to each two rows of the output."""
+    first, both, second = products
+    pairs = jnp.stack([first + both, both + second], axis + 1)
+    return pairs.reshape(*first.shape[:axis], -1, *first.shape[axis + 1 :])
+
+
+def convolve_by_fewer_products(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **options: object,
+) -> jax.Array:
+    """``convolve_by_matmul`` with 25 multiplications in the place of 36.
+
+    Along one axis, with stride 2, two outputs see five inputs: the last, s0, of the
+    four before, and the next four. With m = (k0 + k2) s2::
+
+        y0 = k0 s0 + k1 s1 + k2 s2 = k0 (s0 - s2) + k1 s1 + m
+        y1 = k0 s2 + k1 s3 + k2 s4 = k2 (s4 - s2) + k1 s3 + m
+
+    which are five products instead of six, and along both axes 25 instead of 36. Their
+    derivatives of all orders are as much fewer. All is summed up in another order, so
+    that numbers differ by roundings.
+
+    What this takes beside its products, sums of kernels and of images, is worth it
+    where there are many positions and channels; elsewhere, and for other sizes of
+    kernel, stride and padding before, this is ``convolve_by_matmul``.
+
+    Args:
+        images: as in ``convolve_by_matmul``, and so are the others.
+        kernel: [h, w, C, D].
+        strides: down and to the right.
+        padding: zeros before and after, for rows and for columns.
+        **options: as flax gives them; left at their defaults.
+
+    Returns:
+        [B, H', W', D].
+
+    References:
+        Winograd 1980, Arithmetic Complexity of Computations: F(2, 2) of the odd rows.
+        Lavin and Gray 2016, arXiv:1509.09308: nested for two axes.
+    """
+    num_rows, *sizes, channels = images.shape
+    outer = [n + sum(ends) for n, ends in zip(sizes, padding, strict=True)]
+    height, width = ((n - 3) // 2 + 1 for n in outer)
+    fits = kernel.shape[:2] == (3, 3) and tuple(strides) == (2, 2)
+    fits &= all(before == 1 for before, _ in padding)
+    is_large = num_rows * height * width >= _MIN_POSITIONS and channels >= _MIN_CHANNELS
+    if not (fits and is_large):
+        return convolve_by_matmul(images, kernel, strides, padding, **options)
+    # As many fours of rows and columns as pairs of outputs; a negative number crops
+    after = [
+        (0, 2 * (n + n % 2) - m, 0) for n, m in ((height, sizes[0]), (width, sizes[1]))
+    ]
+    none, zero = (0, 0, 0), jnp.zeros((), images.dtype)
+    images = jax.lax.pad(images, zero, [none, *after, none])
+    rows = []
+    for part, factors in zip(_inputs_of(images, 1), _factors_of(kernel), strict=True):
+        pairs = zip(_inputs_of(part, 2), _factors_of(factors), strict=True)
+        products = [_multiply(inputs, matrix) for inputs, matrix in pairs]
+        rows.append(_outputs_of(products, 2))
+    return _outputs_of(rows, 1)[:, :height, :width]
 
 
 def convolution_for(platform: str) -> Callable[..., jax.Array] | None:
     """Returns what convolves fastest on a platform: None is XLA's own."""
-    return None if platform == "tpu" else convolve_by_matmul
+    if platform == "tpu":
+        return None
+    return convolve_by_fewer_products if platform == "cpu" else convolve_by_matmul
 
 
 class Network(nn.Module):

@@ -22,7 +22,7 @@ from experiments.benchmarks import Benchmark
 from experiments.errors import UserError
 from experiments.feeding import make_show
 from experiments.hyperparameters import Hyperparameters
-from experiments.models import Network, convolve_by_matmul
+from experiments.models import Network, convolution_for
 from experiments.train import make_problem
 
 _SEEDS = (10, 100)
@@ -110,7 +110,7 @@ def _network(job: Job) -> Network:
         job.inputs.form.num_classes,
         benchmark.channels,
         job.config.hyper.initializer,
-        convolve=convolve_by_matmul,
+        convolve=convolution_for(jax.default_backend()),
     )
 
 

@@ -19,7 +19,7 @@ from experiments import benchmarks, methods, presets
 from experiments.config import RunConfig
 from experiments.feeding import DataForm
 from experiments.methods import lookahead
-from experiments.models import Network, convolve_by_matmul
+from experiments.models import Network, convolution_for
 from experiments.train import make_problem
 
 STORED = pathlib.Path(__file__).with_name("programs.json")
@@ -55,7 +55,7 @@ def compile_training(name, **overrides):
         form.num_classes,
         benchmark.channels,
         hyper.initializer,
-        convolve=convolve_by_matmul,
+        convolve=convolution_for("cpu"),
     )
     problem = make_problem(config, form, model.apply)
     learner = methods.make_learner("lamaml", problem, hyper)
