@@ -101,17 +101,16 @@ def _outputs_of(products: Sequence[jax.Array], axis: int) -> jax.Array:
     return pairs.reshape(*first.shape[:axis], -1, *first.shape[axis + 1 :])
 
 
-def convolve_by_fewer_products(
+def fewer_products(
     images: jax.Array,
     kernel: jax.Array,
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
-    **options: object,
 ) -> jax.Array:
-    """``convolve_by_matmul`` with 25 multiplications in the place of 36.
+    """A 3x3 convolution of stride 2 with 25 multiplications in the place of 36.
 
-    Along one axis, with stride 2, two outputs see five inputs: the last, s0, of the
-    four before, and the next four. With m = (k0 + k2) s2::
+    Along one axis two outputs see five inputs: the last, s0, of the four before, and
+    the next four. With m = (k0 + k2) s2::
 
         y0 = k0 s0 + k1 s1 + k2 s2 = k0 (s0 - s2) + k1 s1 + m
         y1 = k0 s2 + k1 s3 + k2 s4 = k2 (s4 - s2) + k1 s3 + m
@@ -120,9 +119,51 @@ def convolve_by_fewer_products(
     derivatives of all orders are as much fewer. All is summed up in another order, so
     that numbers differ by roundings.
 
-    What this takes beside its products, sums of kernels and of images, is worth it
-    where there are many positions and channels; elsewhere, and for other sizes of
-    kernel, stride and padding before, this is ``convolve_by_matmul``.
+    Args:
+        images: [B, H, W, C].
+        kernel: [3, 3, C, D].
+        strides: 2 and 2.
+        padding: one row and column of zeros before, any number after.
+
+    Returns:
+        [B, H', W', D].
+
+    References:
+        Winograd 1980, Arithmetic Complexity of Computations: F(2, 2) of the odd rows.
+        Lavin and Gray 2016, arXiv:1509.09308: nested for two axes.
+    """
+    sizes = images.shape[1:3]
+    outputs = _output_sizes(sizes, kernel, strides, padding)
+    # As many fours of rows and columns as pairs of outputs; a negative number crops
+    after = [(0, 2 * (n + n % 2) - m, 0) for n, m in zip(outputs, sizes, strict=True)]
+    none, zero = (0, 0, 0), jnp.zeros((), images.dtype)
+    images = jax.lax.pad(images, zero, [none, *after, none])
+    rows = []
+    for part, factors in zip(_inputs_of(images, 1), _factors_of(kernel), strict=True):
+        pairs = zip(_inputs_of(part, 2), _factors_of(factors), strict=True)
+        products = [_multiply(inputs, matrix) for inputs, matrix in pairs]
+        rows.append(_outputs_of(products, 2))
+    return _outputs_of(rows, 1)[:, : outputs[0], : outputs[1]]
+
+
+def is_worth_fewer(positions: int, channels: int) -> bool:
+    """Whether ``fewer_products`` is faster: what else it does costs time as well.
+
+    Args:
+        positions: of the output, in all rows.
+        channels: of the images.
+    """
+    return positions >= _MIN_POSITIONS and channels >= _MIN_CHANNELS
+
+
+def convolve_by_fewer_products(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **options: object,
+) -> jax.Array:
+    """``fewer_products`` where it can be used and is faster, else by one product.
 
     Args:
         images: as in ``convolve_by_matmul``, and so are the others.
@@ -133,31 +174,23 @@ def convolve_by_fewer_products(
 
     Returns:
         [B, H', W', D].
-
-    References:
-        Winograd 1980, Arithmetic Complexity of Computations: F(2, 2) of the odd rows.
-        Lavin and Gray 2016, arXiv:1509.09308: nested for two axes.
     """
-    num_rows, *sizes, channels = images.shape
-    outer = [n + sum(ends) for n, ends in zip(sizes, padding, strict=True)]
-    height, width = ((n - 3) // 2 + 1 for n in outer)
+    height, width = _output_sizes(images.shape[1:3], kernel, strides, padding)
     fits = kernel.shape[:2] == (3, 3) and tuple(strides) == (2, 2)
     fits &= all(before == 1 for before, _ in padding)
-    is_large = num_rows * height * width >= _MIN_POSITIONS and channels >= _MIN_CHANNELS
-    if not (fits and is_large):
-        return convolve_by_matmul(images, kernel, strides, padding, **options)
-    # As many fours of rows and columns as pairs of outputs; a negative number crops
-    after = [
-        (0, 2 * (n + n % 2) - m, 0) for n, m in ((height, sizes[0]), (width, sizes[1]))
-    ]
-    none, zero = (0, 0, 0), jnp.zeros((), images.dtype)
-    images = jax.lax.pad(images, zero, [none, *after, none])
-    rows = []
-    for part, factors in zip(_inputs_of(images, 1), _factors_of(kernel), strict=True):
-        pairs = zip(_inputs_of(part, 2), _factors_of(factors), strict=True)
-        products = [_multiply(inputs, matrix) for inputs, matrix in pairs]
-        rows.append(_outputs_of(products, 2))
-    return _outputs_of(rows, 1)[:, :height, :width]
+    if fits and is_worth_fewer(images.shape[0] * height * width, images.shape[-1]):
+        return fewer_products(images, kernel, strides, padding)
+    return convolve_by_matmul(images, kernel, strides, padding, **options)
+
+
+def _output_sizes(
+    sizes: Sequence[int],
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+) -> list[int]:
+    zipped = zip(sizes, kernel.shape, strides, padding, strict=False)
+    return [(n + sum(ends) - window) // step + 1 for n, window, step, ends in zipped]
 
 
 def convolution_for(platform: str) -> Callable[..., jax.Array] | None:

@@ -12,6 +12,7 @@ BENCHES = {
     "update": "update",
     "meta-gradient": "meta_gradient",
     "cost": "cost",
+    "convolution": "convolution",
     "reservoir": "reservoir",
     "stream": "stream",
     "compile": "compilation",
