@@ -75,11 +75,16 @@ def _multiply(images: jax.Array, matrix: jax.Array) -> jax.Array:
     return product.reshape(*images.shape[:3], -1)
 
 
+def _split(x: jax.Array, axis: int) -> list[jax.Array]:
+    """The slices along an axis. The gradient of all is one concatenation."""
+    parts = jnp.split(x, x.shape[axis], axis)
+    return [jax.lax.squeeze(part, (axis,)) for part in parts]
+
+
 def _inputs_of(x: jax.Array, axis: int) -> tuple[jax.Array, ...]:
     """Of each four rows the inputs s0 - s2 and s1; s2; s4 - s2 and s3."""
-    shape = *x.shape[:axis], -1, 4 * x.shape[axis + 1], *x.shape[axis + 2 :]
-    # The gradient of a split is one concatenation
-    s1, s2, s3, s4 = jnp.split(x.reshape(shape), 4, axis + 1)
+    fours = x.reshape(*x.shape[:axis], -1, 4, *x.shape[axis + 1 :])
+    s1, s2, s3, s4 = _split(fours, axis + 1)
     above = jax.lax.slice_in_dim(s4, 0, s4.shape[axis] - 1, axis=axis)
     zeros = jnp.zeros_like(jax.lax.slice_in_dim(s4, 0, 1, axis=axis))
     s0 = jnp.concatenate([zeros, above], axis)
@@ -89,7 +94,7 @@ def _inputs_of(x: jax.Array, axis: int) -> tuple[jax.Array, ...]:
 
 def _factors_of(kernel: jax.Array) -> tuple[jax.Array, ...]:
     """What these are multiplied with, of a kernel [3, ..., C, D]: [..., C or 2C, D]."""
-    k0, k1, k2 = jnp.split(kernel.reshape(-1, *kernel.shape[2:]), 3)
+    k0, k1, k2 = _split(kernel, 0)
     join = lambda *parts: jnp.concatenate(parts, -2)
     return join(k0, k1), k0 + k2, join(k2, k1)
 
