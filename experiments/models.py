@@ -102,7 +102,7 @@ def _factors_of(kernel: jax.Array) -> tuple[jax.Array, ...]:
 def _outputs_of(products: Sequence[jax.Array], axis: int) -> jax.Array:
     """Adds the products up to each two rows of the output."""
     first, both, second = products
-    pairs = jnp.concatenate([first + both, both + second], axis + 1)
+    pairs = jnp.stack([first + both, both + second], axis + 1)
     return pairs.reshape(*first.shape[:axis], -1, *first.shape[axis + 1 :])
 
 
