@@ -11,6 +11,8 @@ __all__ = ["BENCHES", "Record", "Result", "lines", "measure", "read", "show", "w
 BENCHES = {
     "update": "update",
     "meta-gradient": "meta_gradient",
+    "cost": "cost",
+    "convolution": "convolution",
     "reservoir": "reservoir",
     "stream": "stream",
     "compile": "compilation",

@@ -18,7 +18,7 @@ from experiments.bench.job import Job, shortened
 from experiments.bench.settings import Settings
 from experiments.config import presets
 from experiments.config.benchmarks import Benchmark
-from experiments.networks import Network, convolve_by_matmul
+from experiments.networks import Network, convolution_for
 from experiments.run_folder.measurements import Result
 from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
@@ -68,15 +68,15 @@ class _Rows(NamedTuple):
 
 def _rows(job: Job) -> _Rows:
     show = make_show(job.config, job.inputs.form)
-    stream = jax.tree.map(lambda x: x[0], job.inputs.streams)
+    own = jax.tree.map(lambda x: x[0], job.inputs.own)
 
     @jax.jit
-    def all_rows(shared: Any, stream: Any, seed: jax.Array) -> Any:
-        places, _ = show.epoch(stream, seed, 0, 0)
-        batch = lambda place: show.rows(shared, stream, jax.random.key(0), place)[0]
+    def all_rows(shared: Any, own: Any) -> Any:
+        places, _ = show.epoch(shared, own, 0)
+        batch = lambda place: show.rows(shared, own, jax.random.key(0), place)[0]
         return jax.lax.map(batch, places)
 
-    batches = all_rows(job.inputs.shared, stream, job.inputs.seeds[0])
+    batches = all_rows(job.inputs.shared._replace(task=np.int32(0)), own)
     return _Rows(np.asarray(batches["image"]), np.asarray(batches["label"]))
 
 
@@ -111,7 +111,7 @@ def _network(job: Job) -> Network:
         job.inputs.form.num_classes,
         benchmark.channels,
         job.config.hyper.initializer,
-        convolve=convolve_by_matmul,
+        convolve=convolution_for(jax.default_backend()),
     )
 
 

@@ -9,6 +9,13 @@ import jax
 import jax.numpy as jnp
 
 import lamaml_jax as lm
+from experiments.networks.convolution import convolution_for as convolution_for
+from experiments.networks.convolution import (
+    convolve_by_fewer_products as convolve_by_fewer_products,
+)
+from experiments.networks.convolution import convolve_by_matmul as convolve_by_matmul
+from experiments.networks.convolution import fewer_products as fewer_products
+from experiments.networks.convolution import is_worth_fewer as is_worth_fewer
 from experiments.networks.initializers import INITIALIZERS
 from experiments.networks.own import Pair as Pair
 from experiments.networks.own import from_equinox as from_equinox
@@ -24,57 +31,6 @@ REDUCED_RESNET = "reduced-resnet18"
 """The network of the online benchmarks, with stages of ``channels``."""
 REDUCED_RESNET_BATCHNORM = "reduced-resnet18-batchnorm"
 """The same as published, with BatchNorm."""
-
-
-def convolve_by_matmul(
-    images: jax.Array,
-    kernel: jax.Array,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    **options: object,
-) -> jax.Array:
-    """Convolves as one matrix product over the patches under the kernel.
-
-    XLA has no fast convolution for a CPU inside a loop, nor for the gradients of one:
-    a second-order meta-update of the Tiny ImageNet network takes 25 seconds with it,
-    and 1.2 with this, whose derivatives of all orders are products and slices too.
-
-    Under ``vmap`` over seeds, each with a kernel of its own, XLA's is a grouped
-    convolution. On a GPU the gradient of its kernel slides a window as large as the
-    image, the output's gradient spread out with zeros: compiled for five seeds of the
-    CIFAR-100 network, a second-order meta-update multiplies 3.8 times as often as with
-    this, which is a batched product there.
-
-    Args:
-        images: [B, H, W, C].
-        kernel: [h, w, C, D].
-        strides: down and to the right.
-        padding: zeros before and after, for rows and for columns.
-        **options: of ``jax.lax.conv_general_dilated`` as flax gives them; left at
-            their defaults.
-
-    Returns:
-        [B, H', W', D], as ``jax.lax.conv_general_dilated`` has it for NHWC and HWIO.
-    """
-    del options
-    height, width = kernel.shape[:2]
-    down, right = strides
-    images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    last = images.shape[1] - height, images.shape[2] - width
-    parts = [
-        images[:, i : i + last[0] + 1 : down, j : j + last[1] + 1 : right]
-        for i in range(height)
-        for j in range(width)
-    ]
-    patches = jnp.concatenate(parts, axis=-1)
-    matrix = kernel.reshape(-1, kernel.shape[-1])
-    product = patches.reshape(-1, matrix.shape[0]) @ matrix
-    return product.reshape(*patches.shape[:3], -1)
-
-
-def convolution_for(platform: str) -> Callable[..., jax.Array] | None:
-    """Returns what convolves fastest on a platform: None is XLA's own."""
-    return None if platform == "tpu" else convolve_by_matmul
 
 
 class Network(nn.Module):

@@ -17,6 +17,8 @@ from experiments.support.errors import UserError
 COLUMNS = {
     "update": [{"cpu_ms_per_meta_update", "percent_of_matmul_peak", "compile_s"}],
     "meta-gradient": [{"inner_steps", "reverse", "sqrt", "first_order"}] * 3,
+    "cost": [{"weights", "rates", "first_order_ms", "second_order_over_weights"}],
+    "convolution": [{"rows", "one_product_ms", "fewer_products_ms", "ratio"}],
     "reservoir": [{"capacity", "us_per_batch", "over_first"}],
     "stream": [
         {"task", "over_first"},

@@ -1,28 +1,42 @@
 """The convolution by products against XLA's own, and the networks' sizes."""
 
+import itertools
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import networks
+from experiments.networks import convolution
 
 CASES = {
     "published": ((5, 8, 8, 3), (3, 3, 3, 4), (2, 2), ((1, 1), (1, 1))),
     "odd": ((2, 7, 10, 2), (3, 3, 2, 5), (2, 2), ((1, 1), (1, 1))),
     "uneven": ((1, 6, 9, 1), (2, 4, 1, 1), (1, 3), ((0, 2), (1, 0))),
     "one pixel": ((3, 1, 1, 2), (3, 3, 2, 2), (2, 2), ((1, 1), (1, 1))),
+    "cropped": ((2, 6, 9, 2), (3, 3, 2, 2), (2, 2), ((1, 0), (1, 4))),
+    "no padding before": ((2, 6, 9, 2), (3, 3, 2, 2), (2, 2), ((0, 1), (1, 0))),
 }
+WAYS = networks.convolve_by_matmul, networks.convolve_by_fewer_products
 
 
-@pytest.fixture(params=CASES)
-def case(request, x64):
-    image_shape, kernel_shape, strides, padding = CASES[request.param]
+@pytest.fixture(
+    params=list(itertools.product(CASES, WAYS)),
+    ids=lambda param: f"{param[0]}, {param[1].__name__}",
+)
+def case(request, x64, monkeypatch):
+    name, convolve = request.param
+    image_shape, kernel_shape, strides, padding = CASES[name]
+    monkeypatch.setattr(convolution, "_MIN_CHANNELS", 1)
+    monkeypatch.setattr(convolution, "_MIN_POSITIONS", 1)
     rng = np.random.default_rng(0)
     images, kernel = map(
         jnp.asarray, map(rng.normal, (0, 0), (1, 1), [image_shape, kernel_shape])
     )
-    by_matmul = lambda x, k: networks.convolve_by_matmul(x, k, strides, padding)
+    by_matmul = lambda x, k: convolve(x, k, strides, padding)
     by_xla = lambda x, k: jax.lax.conv_general_dilated(
         x, k, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -49,6 +63,20 @@ def test_its_first_and_second_derivatives_too(case):
 
     for got, expected in zip(derivatives(by_matmul), derivatives(by_xla), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def test_fewer_products_multiply_25_times_where_there_were_36():
+    images, kernel = jnp.ones((4, 16, 16, 32)), jnp.ones((3, 3, 32, 8))
+
+    def multiplications(convolve):
+        conv = lambda x, k: convolve(x, k, (2, 2), ((1, 1), (1, 1)))
+        text = jax.jit(conv).lower(images, kernel).as_text()
+        dots = r"dot_general.*?tensor<(\d+)x(\d+)x.*<\d+x(\d+)xf32>$"
+        shapes = re.findall(dots, text, re.M)
+        return sum(math.prod(map(int, shape)) for shape in shapes)
+
+    few, many = map(multiplications, (networks.convolve_by_fewer_products, WAYS[0]))
+    assert many == 4 * 8 * 8 * 9 * 32 * 8 and few * 36 == many * 25
 
 
 def test_bfloat16_computes_the_layers_and_keeps_weights_and_logits():

@@ -19,7 +19,7 @@ from experiments import methods
 from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig
 from experiments.methods import lookahead
-from experiments.networks import Network, convolve_by_matmul
+from experiments.networks import Network, convolution_for
 from experiments.training.inputs import DataForm
 from experiments.training.problem import make_problem
 from tests.compiling import compile_as_users_do
@@ -57,7 +57,7 @@ def compile_training(name, **overrides):
         form.num_classes,
         benchmark.channels,
         hyper.initializer,
-        convolve=convolve_by_matmul,
+        convolve=convolution_for("cpu"),
     )
     problem = make_problem(config, form, model.apply)
     learner = methods.make_learner("lamaml", problem, hyper)
