@@ -57,7 +57,12 @@ def _replayed(
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, _MEMORIES))
     stores = [each for each in leaves if isinstance(each, _MEMORIES)]
     for store in stores:
-        rows, mask = lm.reservoir.sample(key, store, replay_size)
+        example = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), store.rows
+        )
+        capacity = jax.tree.leaves(store.rows)[0].shape[0]
+        draw = lm.make_reservoir(capacity, example).sample  # of either kind of memory
+        rows, mask = draw(key, store, replay_size)
         if isinstance(rows, dict) and "image" in rows:
             spare = images[jnp.arange(replay_size) % images.shape[0]]
             is_valid = mask.reshape(-1, *[1] * (images.ndim - 1))

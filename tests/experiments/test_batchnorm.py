@@ -21,7 +21,7 @@ from experiments.support.errors import UserError
 from experiments.training import model_state
 from experiments.training.checkpoints import Checkpoint, Checkpoints
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "registries")
+pytestmark = pytest.mark.usefixtures("registries")
 
 D, Y, H = 6, 4, 8
 FORM = networks.NetworkForm((D,), Y)

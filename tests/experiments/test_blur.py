@@ -159,7 +159,7 @@ def test_tasks_without_boundaries_have_no_ids():
     assert request.run_name(request.make_request(asked)) == "clusters-blur-0.25"
 
 
-@pytest.mark.usefixtures("registries", "quick_compile")
+@pytest.mark.usefixtures("registries")
 def test_a_run_on_blurred_tasks_ends_with_a_protocol_of_its_own(tmp_path):
     register()
     quiet = {"console": Console(quiet=True), "seeds": 1}

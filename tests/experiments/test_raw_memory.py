@@ -13,7 +13,7 @@ from experiments.data import augmentation, own
 from experiments.support.errors import UserError
 from experiments.training import batches, inputs, one_seed, raw_rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "registries")
+pytestmark = pytest.mark.usefixtures("registries")
 SHAPE = (8, 8, 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (120, *SHAPE)).astype(np.uint8)
 LABELS = np.arange(120) % 4

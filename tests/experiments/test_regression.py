@@ -14,7 +14,7 @@ from experiments.support.errors import UserError
 from experiments.training import inputs
 from experiments.training.evaluation import make_evaluate
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "registries")
+pytestmark = pytest.mark.usefixtures("registries")
 QUIET = Console(quiet=True)
 D, Y = 6, 2
 RNG = np.random.default_rng(0)
