@@ -97,12 +97,17 @@ class LossFn(Protocol):
         1.0
     """
 
-    def __call__(self, weights: Params, batch: Batch, /, **extras: PyTree) -> jax.Array:
+    # A gradual tail, ``*args`` and ``**extras`` of Any: a type checker then takes plain
+    # functions of weights and batch, too.
+    def __call__(
+        self, weights: Params, batch: Batch, /, *args: Any, **extras: Any
+    ) -> jax.Array:
         """Returns the loss of every example of ``batch``.
 
         Args:
             weights: any pytree of floating arrays.
             batch: pytree with leaves [B, ...].
+            *args: nothing is passed here.
             **extras: ``key=`` and ``model_state=``, where these are passed on.
 
         Returns:
@@ -165,7 +170,8 @@ class ModelStateFn(Protocol):
         model_state: ModelState,
         batch: Batch,
         /,
-        **extras: PyTree,
+        *args: Any,
+        **extras: Any,
     ) -> ModelState:
         """Returns the model state after ``batch`` was seen at ``weights``.
 
@@ -173,6 +179,7 @@ class ModelStateFn(Protocol):
             weights: any pytree of floating arrays.
             model_state: any pytree of arrays, from the update before.
             batch: pytree with leaves [B, ...], the rows of a query.
+            *args: nothing is passed here.
             **extras: ``key=``, where the loss takes one.
 
         Returns:

@@ -1,11 +1,13 @@
 """Runs that were never trained, for tests of what reads them."""
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from experiments import run_folder
 from experiments.report.entries import make_entries
+from experiments.run_folder import layout
 
 
 def example(retained=0.6):
@@ -36,7 +38,8 @@ def write_run(
     environment=None,
     **config,
 ):
-    accuracy, initial = example() if accuracy is None else (accuracy, initial)
+    matrices: Any = example() if accuracy is None else (accuracy, initial)
+    accuracy, initial = matrices
     count, num_tasks = accuracy.shape[:2]
     accuracy = accuracy.copy()
     accuracy[list(lost), -1] = np.nan
@@ -85,7 +88,7 @@ def entry_of(accuracy, method="er", leaves=(), cost=None, **arrays):
     last = accuracy[:, -1].mean(1)
     seeds = np.arange(len(accuracy))
     num_tasks = accuracy.shape[1]
-    config = run_folder.layout.DEFAULTS | {
+    config = layout.DEFAULTS | {
         "benchmark": "x",
         "method": method,
         "num_tasks": num_tasks,

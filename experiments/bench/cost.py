@@ -66,9 +66,9 @@ def _compiled(case: _Case, first_order: bool) -> _Program:
         images = rng.uniform(size=(*shape, _PIXELS)).astype(np.float32)
         return jnp.asarray(images), jnp.asarray(rng.integers(0, _CLASSES, shape))
 
-    def loss_fn(weights, batch):
+    def loss_fn(weights: Any, batch: Any) -> jax.Array:
         images, labels = batch
-        logits = model.apply(weights, images)
+        logits: Any = model.apply(weights, images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
     tx = lm.lamaml(
@@ -92,7 +92,7 @@ def _compiled(case: _Case, first_order: bool) -> _Program:
 
     key = jax.random.key(0)
     program = update.lower(jax.eval_shape(init, key), support, query).compile()
-    memory = program.memory_analysis()
+    memory: Any = program.memory_analysis()
     mib = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / _MIB
     held: list[Any] = []
 

@@ -183,7 +183,7 @@ class _Held(NamedTuple):
 
 def _torch() -> Any:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             f"peers: PyTorch is needed, `pip install torch` ({error})"

@@ -58,7 +58,7 @@ def measure(settings: Settings) -> Sequence[Result]:
             "over_one_seed_on_one_device": rates[devices, n] / rates[1, 1],
             "cpu_ms_per_meta_update": 1e3
             * timing.median_cpu_s(timings[devices, n])
-            / (jobs[devices, n].updates(1) * len(jobs[devices, n].inputs.seeds)),
+            / (jobs[devices, n].updates(1) * len(jobs[devices, n].inputs.own.seed)),
         }
         for devices, n in cases
     ]

@@ -113,7 +113,7 @@ def _roofline(job: Job, settings: Settings, tasks: int) -> dict[str, Any]:
     whole = dataclasses.replace(
         config, benchmark=dataclasses.replace(config.benchmark, rows_per_task=rows)
     )
-    num_seeds = len(job.inputs.seeds)
+    num_seeds = len(job.inputs.own.seed)
     updates = job.updates(tasks) * num_seeds
     cpu_s = timing.median_cpu_s(timings["train"]) / updates
     products, copies = (

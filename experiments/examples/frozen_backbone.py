@@ -8,6 +8,7 @@ by plain SGD. Only the head has step sizes.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,7 +45,7 @@ class Backbone(nn.Module):
 
 def load_rows(first_class: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns images [N, 8, 8, 1] in [0, 1] and labels [N] of five digits, shuffled."""
-    digits = load_digits()
+    digits: Any = load_digits()
     labels = digits.target - first_class
     own = (labels >= 0) & (labels < CLASSES)
     order = np.random.default_rng(0).permutation(int(own.sum()))
@@ -70,7 +71,7 @@ def pretrain(key: lm.Key, num_steps: int = 300) -> lm.Params:
 
     def loss_fn(weights, rows):
         features = backbone.apply(weights["backbone"], images[rows])
-        logits = head.apply(weights["head"], features)
+        logits: Any = head.apply(weights["head"], features)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
         return jnp.mean(losses)
 
@@ -95,7 +96,7 @@ def make_logits(backbone_weights: lm.Params) -> Callable[..., jax.Array]:
     """
     backbone, head = Backbone(), Head()
 
-    def logits_fn(weights, images):
+    def logits_fn(weights: lm.Params, images: jax.Array) -> Any:
         return head.apply(weights, backbone.apply(backbone_weights, images))
 
     return logits_fn

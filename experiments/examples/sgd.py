@@ -1,5 +1,7 @@
 """Plain descent on the incoming rows as a learner, the baseline of the examples."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -24,7 +26,7 @@ def sgd_learner(
         del key
         return lm.LearnerState(weights, tx.init(weights))
 
-    def observe(key, state, batch, batch_mask=None, remember=True):
+    def observe(key, state, batch, batch_mask=None, remember: Any = True):
         del key, remember
         loss = lambda weights: lm.losses.masked_mean(
             loss_fn(weights, batch), batch_mask

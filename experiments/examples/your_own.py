@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from sklearn.datasets import load_digits
 
-import lamaml_experiments as experiments
+import lamaml_experiments as experiments  # pyright: ignore[reportMissingImports]
 import lamaml_jax as lm
 
 
@@ -27,7 +27,7 @@ import lamaml_jax as lm
 # `register` is then told `loss="squared_error", metric="r2"`.
 def data() -> Any:
     """Returns scikit-learn's digits, the last fifth of them for the test."""
-    digits = load_digits()
+    digits: Any = load_digits()
     images, labels = digits.images, digits.target
     return experiments.from_arrays(
         images[:1440], labels[:1440], images[1440:], labels[1440:], max_value=16
@@ -86,7 +86,7 @@ def averaged_er(problem: Any, hyper: Any) -> lm.Learner:
         del key
         return State(weights, weights, reservoir.init())
 
-    def observe(key, state, batch, batch_mask=None, remember=True):
+    def observe(key, state, batch, batch_mask=None, remember: Any = True):
         if batch_mask is None:
             batch_mask = jnp.ones(batch["label"].shape[0], bool)
         sample_key, add_key = jax.random.split(key)

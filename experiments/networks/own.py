@@ -55,7 +55,8 @@ def from_nnx(make: Callable[..., Any]) -> "Callable[[NetworkForm], Pair]":
 
     def parts(form: "NetworkForm", key: lm.Key) -> tuple[Any, Any, Any, Any, Any]:
         model = make(form, nnx.Rngs(key))
-        return nnx.split(model, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
+        split: Any = nnx.split(model, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
+        return split
 
     def build_pair(form: "NetworkForm") -> Pair:
         counts = jax.eval_shape(

@@ -61,7 +61,7 @@ def _replayed(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), store.rows
         )
         capacity = jax.tree.leaves(store.rows)[0].shape[0]
-        draw = lm.make_reservoir(capacity, example).sample  # of either kind of memory
+        draw: Any = lm.make_reservoir(capacity, example).sample  # of either kind
         rows, mask = draw(key, store, replay_size)
         if isinstance(rows, dict) and "image" in rows:
             spare = images[jnp.arange(replay_size) % images.shape[0]]

@@ -249,7 +249,7 @@ def make_functions(
 
     learner_of = make_learner_of(config, form, apply_fn, model.running)
     problem = make_problem(config, form, apply_fn)
-    subject, *scoring = make_prediction(config, problem, model.running)
+    subject, scores_fn, weights_of = make_prediction(config, problem, model.running)
 
     def init_weights(seed: jax.Array) -> lm.Params:
         return model.init(keys_of(seed)[0], jnp.zeros((1, *form.image_shape)))
@@ -258,7 +258,9 @@ def make_functions(
         del shared
         return learner_of(own).init(keys_of(own.seed)[1], init_weights(own.seed))
 
-    evaluate_within = make_evaluate(config, form, *scoring, benchmark.anytime_rows)
+    evaluate_within = make_evaluate(
+        config, form, scores_fn, weights_of, benchmark.anytime_rows
+    )
 
     def accuracy_of(
         shared: Shared, own: Own, state: Any, wanted: jax.Array
@@ -275,7 +277,7 @@ def make_functions(
         init,
         train_task,
         train_part,
-        make_evaluate(config, form, *scoring),
+        make_evaluate(config, form, scores_fn, weights_of),
         subject,
         look_ahead,
         make_alignment(config, form, problem),

@@ -59,7 +59,7 @@ def make_problem(
     return Problem(
         cast(Any, loss_fn),
         example,
-        None if apply_fn is None else logits_fn,
+        cast(Any, None if apply_fn is None else logits_fn),
         num_tasks=benchmark.num_tasks,
         rows_per_task=benchmark.rows_per_task,
         num_classes=form.num_classes,
