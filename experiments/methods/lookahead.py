@@ -170,7 +170,7 @@ def vrmcl(problem: Problem, hyper: VrmclHyperparameters) -> lm.Learner:
     References:
         Wu et al., "Meta Continual Learning Revisited", ICLR 2024.
     """
-    options = _options(problem, hyper) | {
+    options: dict[str, Any] = _options(problem, hyper) | {
         "step_size_learning_rate": hyper.step_size_learning_rate,
         "momentum": hyper.momentum,
     }
