@@ -50,7 +50,7 @@ def make_task_fn(problem: Problem) -> Callable[[lm.Batch], jax.Array]:
     return lambda rows: rows["label"] // problem.classes_per_task
 
 
-def make_loss(problem: Problem) -> lm.LossFn:
+def make_loss(problem: Problem) -> Callable[..., jax.Array]:
     """Builds the loss of rows that say whether they are of an inner step.
 
     Returns:

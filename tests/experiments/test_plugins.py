@@ -112,7 +112,7 @@ def test_a_list_names_what_is_registered(monkeypatch, capsys):
     assert status == 0
     assert "own-digits digits in 5 tasks of 2 classes, 160 rows each" in out
     assert "averaged_er Averaged ER: replay, predicting with a running average" in out
-    assert "Networks, for --network: reduced-resnet18, own-net" in out
+    assert "reduced-resnet18-batchnorm, own-net" in out
 
 
 def test_values_of_a_benchmark_without_presets_say_whose_they_are(monkeypatch, capsys):

@@ -15,7 +15,7 @@ from experiments.methods import cls_er, lookahead, lor, mir, pocl, replay, upgd
 from experiments.methods.problem import Problem
 from experiments.support.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 D, Y, B, R = 4, 6, 3, 5
 KEY = jax.random.key(11)
