@@ -68,7 +68,7 @@ STYLES = {
     "iid": Style("#000000", "P"),
 }
 LOOK_AHEAD, META = "La-MAML and its kin", "Other meta-learning"
-REPLAY, CONSTRAINTS = "Replay", "Constraints and penalties"
+REPLAY, CONSTRAINTS = "Replay", "Constraints, protected weights"
 OWN, REFERENCES = "Your own", "References"
 FAMILIES = {
     LOOK_AHEAD: ("lamaml", "sync", "cmaml", "vrmcl", "pocl", "lor"),

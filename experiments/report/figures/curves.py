@@ -24,6 +24,8 @@ _FEW = 4
 """Entries that one panel holds."""
 _LONG = 20
 """Characters of a label beyond which panels stand below one another."""
+_DENSE = 60
+"""Points of a line, likewise."""
 
 
 class Line(NamedTuple):
@@ -82,10 +84,10 @@ def _limits(lines: Sequence[tuple[Entry, Line]]) -> tuple[float, float]:
     return max(0.0, 10 * np.floor((low - 2) / 10)), 10 * np.ceil((high + 1) / 10)
 
 
-def _panels(groups: Sequence[str], is_long: bool) -> tuple[int, int]:
-    """Rows and columns without a hole."""
+def _panels(groups: Sequence[str], is_wide: bool) -> tuple[int, int]:
+    """Rows and columns without a hole; wide panels have a row each."""
     count = max(len(groups), 1)
-    if is_long or count == 1:
+    if is_wide or count == 1:
         return count, 1
     columns = 3 if count % 3 == 0 else 2
     if count % columns:
@@ -102,8 +104,10 @@ def _small_multiples(
     references = groups.pop(styles.REFERENCES, [])
     if sum(map(len, groups.values())) <= _FEW:
         groups = {"": [entry for part in groups.values() for entry in part]}
-    is_long = any(len(entry.title) > _LONG for entry, _ in lines)
-    rows, columns = _panels(list(groups), is_long)
+    is_wide = any(
+        len(entry.title) > _LONG or len(line.x) > _DENSE for entry, line in lines
+    )
+    rows, columns = _panels(list(groups), is_wide)
     panel_in = 2.3 if rows == 1 else 1.95
     page = figure(0.75 + panel_in * rows)
     panels = page.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
