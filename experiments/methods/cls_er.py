@@ -154,28 +154,18 @@ def cls_er_scores(
     return lambda state, images: problem.logits_fn(state.stable, images)
 
 
-def cls_er(problem: Problem, hyper: ClsErHyperparameters) -> lm.Learner:
-    """CLS-ER: ER held to a plastic and a stable average, of which the latter predicts.
+def make_step(problem: Problem, hyper: ClsErHyperparameters) -> Callable[..., Any]:
+    """Builds one update of the weights and both averages.
 
-    Both averages start at the initial weights and move after every update, each with
-    its own probability. The distance is over all outputs, also where heads are masked.
+    Args:
+        problem: gives the network and its loss.
+        hyper: rates, decays and weights.
 
-    References:
-        Arani et al. 2022, arXiv:2201.12604, algorithm 1.
+    Returns:
+        ``step(keys, state, rows, mask) -> state, info``, the replayed rows first.
     """
-    reservoir = make_reservoir(hyper, problem.example)
     tx = clipped_sgd(hyper)
     value_and_grad = jax.value_and_grad(make_loss(problem, hyper), has_aux=True)
-
-    def init(key: lm.Key, weights: lm.Params) -> ClsErState:
-        del key
-        # Buffers of their own: a state may be donated.
-        plastic, stable = (
-            jax.tree.map(lambda x: jnp.array(x, copy=True), weights) for _ in range(2)
-        )
-        return ClsErState(
-            weights, tx.init(weights), plastic, stable, jnp.int32(0), reservoir.init()
-        )
 
     def step(keys, state, rows, mask) -> tuple[ClsErState, ClsErInfo]:
         (loss, (distance, share)), grads = value_and_grad(
@@ -206,6 +196,32 @@ def cls_er(problem: Problem, hyper: ClsErHyperparameters) -> lm.Learner:
             num_updates=count,
         )
         return moved, ClsErInfo(loss, distance, share, optax.tree.norm(grads))
+
+    return step
+
+
+def cls_er(problem: Problem, hyper: ClsErHyperparameters) -> lm.Learner:
+    """CLS-ER: ER held to a plastic and a stable average, of which the latter predicts.
+
+    Both averages start at the initial weights and move after every update, each with
+    its own probability. The distance is over all outputs, also where heads are masked.
+
+    References:
+        Arani et al. 2022, arXiv:2201.12604, algorithm 1.
+    """
+    reservoir = make_reservoir(hyper, problem.example)
+    tx = clipped_sgd(hyper)
+    step = make_step(problem, hyper)
+
+    def init(key: lm.Key, weights: lm.Params) -> ClsErState:
+        del key
+        # Buffers of their own: a state may be donated.
+        plastic, stable = (
+            jax.tree.map(lambda x: jnp.array(x, copy=True), weights) for _ in range(2)
+        )
+        return ClsErState(
+            weights, tx.init(weights), plastic, stable, jnp.int32(0), reservoir.init()
+        )
 
     def observe(
         key, state, batch, batch_mask=None, remember: Any = True

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.bench import peers
+from experiments.bench import ours, peer_forms, peers
 from experiments.bench.job import Job, shortened
 from experiments.bench.settings import Settings
 from experiments.config import benchmarks, presets
@@ -44,13 +44,13 @@ def uncompiled(monkeypatch):
 
 @pytest.mark.usefixtures("uncompiled")
 def test_every_form_of_the_loop_has_our_weights_and_step_sizes(job, monkeypatch):
-    build = peers._updates
+    build = peer_forms.updates_of
 
     def forms_of_cuda(peer, torch, device, widths, hyper):
         return build(peer, torch, "cuda", widths, hyper)
 
-    monkeypatch.setattr(peers, "_updates", forms_of_cuda)
-    found = list(peers._make_peers(job, peers._rows(job), "cpu"))
+    monkeypatch.setattr(peer_forms, "updates_of", forms_of_cuda)
+    found = list(peers._make_peers(job, ours.make_rows(job), "cpu"))
     assert [peer.name for peer in found] == [
         "torch",
         "torch, queries batched",
@@ -68,7 +68,7 @@ def test_every_form_of_the_loop_has_our_weights_and_step_sizes(job, monkeypatch)
 @pytest.mark.usefixtures("uncompiled")
 def test_every_form_of_second_order_has_our_weights_and_step_sizes():
     job = images_job()
-    found = list(peers._make_peers(job, peers._rows(job), "cpu"))
+    found = list(peers._make_peers(job, ours.make_rows(job), "cpu"))
     names = ["torch", "torch, channels last", "torch.compile"]
     assert [peer.name for peer in found] == names
     for peer in found:
@@ -87,7 +87,7 @@ def test_first_order_is_refused_where_second_is_asked_for(monkeypatch):
     monkeypatch.setattr(images, "_meta_loss", held_constant)
     job = images_job()
     with pytest.raises(peers.DisagreementError, match="not the same algorithm"):
-        next(peers._make_peers(job, peers._rows(job), "cpu"))
+        next(peers._make_peers(job, ours.make_rows(job), "cpu"))
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -128,7 +128,7 @@ def test_a_form_that_cannot_be_compiled_is_named_and_left_out(job, monkeypatch):
         return compiled
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    first, second = peers._make_peers(job, peers._rows(job), "cpu")
+    first, second = peers._make_peers(job, ours.make_rows(job), "cpu")
     assert first.name == "torch" and first.train and not first.failure
     assert second.train is None
     assert second.failure == "torch.compile failed: OSError('no compiler found')"
@@ -148,7 +148,7 @@ def test_another_algorithm_is_refused(name, other, job, monkeypatch):
     with pytest.raises(
         peers.DisagreementError, match="torch is not the same algorithm"
     ):
-        next(peers._make_peers(job, peers._rows(job), "cpu"))
+        next(peers._make_peers(job, ours.make_rows(job), "cpu"))
 
 
 def test_each_row_is_offered_once_and_every_glance_is_an_update():
