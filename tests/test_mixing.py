@@ -56,7 +56,8 @@ def test_the_default_number_of_steps_comes_close():
     shares = mixing.min_norm_weights(rows)
     least = np.linalg.norm(shortest_average(rows) @ rows)
     # 50 steps for eight tasks: a thousandth of the norm is far below a batch's noise.
-    assert least <= np.linalg.norm(shares @ rows) <= 1.001 * least
+    # The least itself may be reached; two float64 sums of it differ in their last bits.
+    assert 1 - 1e-14 <= np.linalg.norm(shares @ rows) / least <= 1.001
 
 
 def test_two_gradients_need_one_step():
