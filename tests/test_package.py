@@ -47,6 +47,7 @@ def test_the_wheel_holds_library_and_experiments_and_no_other_name(built):
     }
     sources = (ROOT / "experiments").rglob("*.py")
     expected = {str(path.relative_to(ROOT / "experiments")) for path in sources}
+    expected |= {"report/page.css", "report/page.js"}
     long = "lamaml_experiments/"
     assert {n.removeprefix(long) for n in names if n.startswith(long)} == expected
     modules = {path.name for path in (ROOT / "lamaml_jax").glob("*.py")}
