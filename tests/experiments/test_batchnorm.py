@@ -173,7 +173,7 @@ def run(tmp_path, names, network="linen", **options):
     return experiments.run("clusters", names, out=tmp_path, **options)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", ["linen", pytest.param("nnx", marks=pytest.mark.slow)])
 def test_a_network_with_averages_is_trained_and_evaluated(name, tmp_path):
     networks.register(name, MAKERS[name])
     found = run(tmp_path, ["er", "lamaml"], name)
@@ -192,6 +192,7 @@ def test_every_method_that_can_trains_such_a_network(method, tmp_path):
     assert np.isfinite(found.accuracy).all()
 
 
+@pytest.mark.slow
 def test_probes_look_at_fast_weights_with_the_averages(tmp_path):
     networks.register("linen", MAKERS["linen"])
     (found,) = run(tmp_path, "lamaml", seeds=1, probes=True)

@@ -56,7 +56,9 @@ def trained(config):
     return data, jax.jit(fns.train_task)(shared, seen).state
 
 
-@pytest.mark.parametrize("method", ["er", "lamaml"])
+@pytest.mark.parametrize(
+    "method", ["er", pytest.param("lamaml", marks=pytest.mark.slow)]
+)
 def test_a_memory_holds_rows_as_they_are_stored(method):
     data, state = trained(config_of(method, augment=("crop", "flip")))
     memory = state.reservoir if method == "er" else state.opt_state.reservoir
@@ -66,7 +68,9 @@ def test_a_memory_holds_rows_as_they_are_stored(method):
     assert {image.tobytes() for image in found} <= shown
 
 
-@pytest.mark.parametrize("method", ["er", "lamaml"])
+@pytest.mark.parametrize(
+    "method", ["er", pytest.param("lamaml", marks=pytest.mark.slow)]
+)
 def test_without_changes_it_is_the_same_training(method):
     mean = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
     states = [

@@ -58,6 +58,7 @@ def all_scalars(folder, count):
     return found
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_figure_and_goes_on(tmp_path):
     log = loggers.tensorboard()
     for task in range(3):
