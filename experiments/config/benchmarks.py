@@ -25,7 +25,7 @@ from experiments.networks import REDUCED_RESNET
 from experiments.schema.benchmark import Benchmark
 from experiments.support import registry
 from experiments.support.errors import UserError
-from experiments.support.suggestions import did_you_mean
+from experiments.support.suggestions import did_you_mean, unknown
 from experiments.support.values import checked
 
 _FAMILIES = (
@@ -265,8 +265,5 @@ def get_benchmark(name: str) -> Benchmark:
         UserError: there is none; the message names a close one or all there are.
     """
     if name not in BENCHMARKS:
-        known = f"; choose one of: {', '.join(BENCHMARKS)}"
-        raise UserError(
-            f"unknown benchmark {name!r}{did_you_mean(name, BENCHMARKS) or known}"
-        )
+        raise UserError(unknown("benchmark", name, BENCHMARKS))
     return BENCHMARKS[name]

@@ -12,7 +12,7 @@ from experiments.data.source import DataError, MissingError, Source, checked
 from experiments.data.tfds_files import Prepared, Rows, default_data_dir
 from experiments.support import naming, registry
 from experiments.support.errors import UserError
-from experiments.support.suggestions import did_you_mean
+from experiments.support.suggestions import unknown
 
 
 class _TfdsForm(NamedTuple):
@@ -69,9 +69,7 @@ def check_name(name: str) -> None:
         DataError: there is none; the message names a close one or all there are.
     """
     if name not in source_names():
-        known = f"; choose one of: {', '.join(source_names())}"
-        hint = did_you_mean(name, source_names())
-        raise DataError(f"unknown data set {name!r}{hint or known}")
+        raise DataError(unknown("data set", name, source_names()))
 
 
 def own_folder(name: str, data_dir: Path | None) -> Path:

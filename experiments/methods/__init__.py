@@ -32,7 +32,7 @@ from experiments.schema.fields import fields
 from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support import registry, styles
 from experiments.support.errors import UserError
-from experiments.support.suggestions import did_you_mean
+from experiments.support.suggestions import did_you_mean, unknown
 
 
 class Method(NamedTuple):
@@ -228,8 +228,7 @@ def check_method(name: str) -> None:
         UserError: there is none; the message names a close one or all there are.
     """
     if name not in METHODS:
-        hint = did_you_mean(name, METHODS) or f"; choose one of: {', '.join(METHODS)}"
-        raise UserError(f"unknown method {name!r}{hint}")
+        raise UserError(unknown("method", name, METHODS))
 
 
 def check_setting(name: str, *, task_aware: bool, own_classes: bool) -> None:

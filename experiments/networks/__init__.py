@@ -25,7 +25,7 @@ from experiments.networks.running import check_stateless, of_linen, takes_train
 from experiments.schema.benchmark import PUBLISHED
 from experiments.support import registry
 from experiments.support.errors import UserError
-from experiments.support.suggestions import did_you_mean
+from experiments.support.suggestions import unknown
 
 REDUCED_RESNET = "reduced-resnet18"
 """The network of the online benchmarks, with stages of ``channels``."""
@@ -185,10 +185,7 @@ def check_network(name: str) -> None:
         UserError: there is none; the message names a close one or all there are.
     """
     if name not in NETWORKS:
-        known = f"; choose one of: {', '.join(NETWORKS)}"
-        raise UserError(
-            f"unknown network {name!r}{did_you_mean(name, NETWORKS) or known}"
-        )
+        raise UserError(unknown("network", name, NETWORKS))
 
 
 def build(name: str, form: NetworkForm) -> Pair:

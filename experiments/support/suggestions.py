@@ -25,3 +25,21 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = {plain(name): name for name in known}
     close = difflib.get_close_matches(plain(word), names, 1)
     return f"; did you mean {names[close[0]]}?" if close else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Says that there is nothing of a name, with the closest one or all there are.
+
+    Args:
+        kind: what was looked for.
+        name: what was given.
+        known: what there is.
+
+    >>> unknown("method", "la-maml", ["er", "lamaml"])
+    "unknown method 'la-maml'; did you mean lamaml?"
+    >>> unknown("method", "sgd", ["er", "lamaml"])
+    "unknown method 'sgd'; choose one of: er, lamaml"
+    """
+    names = list(known)
+    hint = did_you_mean(name, names) or f"; choose one of: {', '.join(names)}"
+    return f"unknown {kind} {name!r}{hint}"
