@@ -79,7 +79,7 @@ def check_config(config: RunConfig) -> None:
     methods.check_method(config.method)
     methods.check_setting(
         config.method,
-        task_aware=config.setting == "aware",
+        task_aware=config.is_aware,
         own_classes=benchmark.classes_per_task is not None,
     )
     for part in (benchmark, hyper, config):
@@ -87,7 +87,7 @@ def check_config(config: RunConfig) -> None:
     every, most = benchmark.anytime_every, batches_per_task(config)
     if every is not None and every > most:
         raise UserError(f"anytime_every: expected 1 to {most}, received {every}")
-    if benchmark.is_online and (config.setting == "aware" or hyper.epochs > 1):
+    if benchmark.is_online and (config.is_aware or hyper.epochs > 1):
         raise UserError(
             f"{benchmark.name}: online, with one pass and no task ids; choose another "
             "benchmark for --setting aware or several epochs"
@@ -103,7 +103,7 @@ def check_config(config: RunConfig) -> None:
             f"raw_memory: method {config.method!r} predicts with rows that it keeps as "
             "they were shown; choose another, or raw_memory: false in a file"
         )
-    if benchmark.blur and (config.setting == "aware" or config.alignment):
+    if benchmark.blur and (config.is_aware or config.alignment):
         raise UserError(
             "blur: tasks that show each other's rows have no ids; not with --setting "
             "aware or --alignment"

@@ -43,3 +43,8 @@ class RunConfig:
     """
     presets_from: str | None = None
     """The benchmark whose presets these are, where this one has none."""
+
+    @property
+    def is_aware(self) -> bool:
+        """Whether learners are told of tasks."""
+        return self.setting == "aware"

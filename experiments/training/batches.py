@@ -151,6 +151,6 @@ def make_show(config: RunConfig, form: DataForm) -> Show:
         labels = labels_of(own, shared.train_labels[places["row"]])
         shown = images if is_raw else images_of.normalise(images)
         batch = {"image": shown, "label": labels}
-        return batch | ({"task": tasks} if config.setting == "aware" else {}), key
+        return batch | ({"task": tasks} if config.is_aware else {}), key
 
     return Show(epoch, rows)

@@ -64,7 +64,7 @@ def make_evaluate(
     benchmark = config.benchmark
     images_of = make_images(benchmark, form)
     chunk_size = _TEST_CHUNK if benchmark.is_flat else _TEST_CHUNK_CONVOLUTIONS
-    own_classes = benchmark.classes_per_task if config.setting == "aware" else None
+    own_classes = benchmark.classes_per_task if config.is_aware else None
     metric = METRICS[benchmark.metric]
 
     def evaluate(shared: Shared, own: Own) -> Evaluated:

@@ -41,7 +41,7 @@ def make_problem(
         ),
         "label": label,
     }
-    if config.setting == "aware":
+    if config.is_aware:
         example["task"] = jax.ShapeDtypeStruct((), jnp.int32)
 
     def logits_fn(weights: lm.Params, images: jax.Array) -> jax.Array:
@@ -50,7 +50,7 @@ def make_problem(
 
     def loss_fn(weights: Any, batch: Any) -> jax.Array:
         logits = logits_fn(weights, batch["image"])
-        if classes_per_task is not None and config.setting == "aware":
+        if classes_per_task is not None and config.is_aware:
             return lm.losses.multi_head_cross_entropy(
                 logits, batch["label"], batch["task"], classes_per_task
             )
