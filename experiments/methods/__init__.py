@@ -86,7 +86,7 @@ METHODS: dict[str, Method] = {
         replay.er_ace, replay.cost, needs_one_head=True, needs_classes=True
     ),
     "derpp": Method(derpp.derpp, derpp.cost, derpp.DerHyperparameters),
-    "mir": Method(mir.mir, mir.cost, mir.MirHyperparameters),
+    "mir": Method(mir.mir, replay.cost, mir.MirHyperparameters),
     "cls_er": Method(
         cls_er.cls_er,
         cls_er.cost,

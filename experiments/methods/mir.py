@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
-from experiments.methods.cost import Cost, bytes_of, rows_in_query, updates_per_row
 from experiments.methods.descent import clipped_sgd
 from experiments.methods.problem import Problem
 from experiments.methods.replay import SgdInfo, make_replay_learner
@@ -67,23 +66,14 @@ def make_update(
     return tx, update
 
 
-def cost(problem: Problem, hyper: MirHyperparameters) -> Cost:
-    """Counts a gradient of incoming and replayed rows per glance, and the reservoir.
-
-    The candidates are passed forward only.
-    """
-    return Cost(
-        updates_per_row(hyper) * rows_in_query(hyper),
-        (hyper.capacity or 0) * bytes_of(problem.example),
-    )
-
-
 def mir(problem: Problem, hyper: MirHyperparameters) -> lm.Learner:
     """MIR: replays those of the drawn rows whose loss a step on the batch raises most.
 
     In each glance, ``candidates`` different rows are drawn, and the ``replay_size`` of
     them replayed whose loss would rise most by a step on the incoming rows alone. The
     loss is the mean over the incoming rows plus that over the replayed ones.
+
+    It costs what ER does: the candidates are passed forward only.
 
     The criterion is the one that compares the loss with that before the step. The
     authors' code draws from earlier tasks only; here no task is told, and rows of the
