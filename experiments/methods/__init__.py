@@ -260,22 +260,30 @@ def check_setting(name: str, *, task_aware: bool, own_classes: bool) -> None:
         )
 
 
-def check_network(name: str, *, has_averages: bool) -> None:
+def check_network(name: str, *, has_averages: bool, has_mode: bool) -> None:
     """Checks that a method can train a network.
 
     Args:
         name: key of ``METHODS``.
         has_averages: whether it has running averages, such as BatchNorm's.
+        has_mode: whether it predicts in another way than it trains, by such averages or
+            without dropout.
 
     Raises:
         UserError: it cannot.
     """
     method = METHODS[name]
-    if has_averages and (method.takes_rows_alone or method.make_scores is not None):
+    if has_averages and method.takes_rows_alone:
         raise UserError(
-            f"method {name!r} takes rows one by one or predicts in a way of its own, "
-            "and the network normalises rows by those beside them (BatchNorm); choose "
-            "another network, such as one with GroupNorm, or another method"
+            f"method {name!r} takes rows one by one, and the network normalises them "
+            "by those beside them (BatchNorm); choose another network, such as one with "
+            "GroupNorm, or another method"
+        )
+    if has_mode and method.make_scores is not None:
+        raise UserError(
+            f"method {name!r} predicts in a way of its own, by the outputs of "
+            "training, and the network has others there (BatchNorm, dropout); choose "
+            "another network or method"
         )
 
 

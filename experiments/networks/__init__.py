@@ -21,7 +21,7 @@ from experiments.networks.own import Pair as Pair
 from experiments.networks.own import from_equinox as from_equinox
 from experiments.networks.own import from_nnx as from_nnx
 from experiments.networks.resnet import BatchNormResNet18, ReducedResNet18
-from experiments.networks.running import check_stateless, of_linen, takes_train
+from experiments.networks.running import check_plain, of_linen, takes_train
 from experiments.schema.benchmark import PUBLISHED
 from experiments.support import registry
 from experiments.support.errors import UserError
@@ -163,9 +163,10 @@ def register(
 ) -> None:
     """Adds a person's own network to the command line.
 
-    It may have BatchNorm: a linen module then has ``__call__(images, train)``, an nnx
-    module's ``train()`` and ``eval()`` are called, and a ``Pair`` says how its averages
-    move. There is no key for dropout.
+    It may have BatchNorm and dropout: a linen module then has ``__call__(images,
+    train)``, an nnx module's ``train()`` and ``eval()`` are called, an equinox module's
+    ``__call__`` takes ``key``, and a ``Pair`` says what it carries and draws. What is
+    random in a network is drawn anew with every batch that a learner observes.
 
     Args:
         name: for ``--network``.
@@ -215,7 +216,7 @@ def build(name: str, form: NetworkForm) -> Pair:
     def init(key: lm.Key, images: jax.Array) -> lm.Params:
         weights = model.init(key, images)
         if isinstance(model, nn.Module):
-            check_stateless(name, weights)
+            check_plain(name, model, weights, images)
         return weights
 
     def checked(logits: Any, images: jax.Array) -> jax.Array:
@@ -227,10 +228,18 @@ def build(name: str, form: NetworkForm) -> Pair:
             )
         return logits
 
-    def apply(weights: lm.Params, images: jax.Array) -> jax.Array:
-        return checked(model.apply(weights, images), images)
+    def apply(weights: lm.Params, images: jax.Array, *key: lm.Key) -> jax.Array:
+        return checked(model.apply(weights, images, *key), images)
 
-    return Pair(init, apply, getattr(model, "running", None))
+    running, draws = None, False
+    if not isinstance(model, nn.Module):
+        running, draws = getattr(model, "running", None), getattr(model, "draws", False)
+    if draws and running is None:
+        raise UserError(
+            f"network {name!r}: draws random numbers in training and does not say how "
+            "it predicts without; give `running`"
+        )
+    return Pair(init, apply, running, draws)
 
 
 def head_fn_of(name: str) -> Callable[[lm.Params], lm.Params]:

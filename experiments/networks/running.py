@@ -1,8 +1,8 @@
-"""What a network carries beside its weights: BatchNorm's running averages.
+"""Networks that predict in another way than they train: BatchNorm and dropout.
 
-In training such a network normalises by the rows that it is given, so that its loss is
-a function of weights and rows as any other's is. The averages are moved beside the
-updates, and used for what is evaluated.
+In training BatchNorm normalises by the rows that it is given, so that the loss is a
+function of weights and rows as any other's is. Its running averages are moved beside
+the updates, and used for what is evaluated. Dropout draws from a key in training alone.
 """
 
 import inspect
@@ -20,14 +20,20 @@ _STATE = "batch_stats"
 
 
 class Running(NamedTuple):
-    """How running averages begin, move and are used."""
+    """How running averages begin, move and are used; an empty tree where none are."""
 
     init: Callable[[], Any]
     """Returns them before the first row."""
-    move: Callable[[lm.Params, Any, jax.Array], Any]
-    """``move(weights, averages, images [B, ...]) -> averages``."""
+    move: Callable[..., Any]
+    """``move(weights, averages, images [B, ...]) -> averages``; takes a key last if the
+    network draws."""
     predict: Callable[[lm.Params, Any, jax.Array], jax.Array]
     """``predict(weights, averages, images [B, ...]) -> logits [B, Y]``."""
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there are averages."""
+        return bool(jax.tree.leaves(jax.eval_shape(self.init)))
 
 
 def takes_train(model: nn.Module) -> bool:
@@ -35,8 +41,8 @@ def takes_train(model: nn.Module) -> bool:
     return "train" in inspect.signature(type(model).__call__).parameters
 
 
-def check_stateless(name: str, variables: Any) -> None:
-    """Checks that a linen module without ``train`` has weights alone.
+def check_plain(name: str, model: nn.Module, variables: Any, images: jax.Array) -> None:
+    """Checks that a linen module without ``train`` has weights alone, and no dropout.
 
     Raises:
         UserError: it has more.
@@ -47,11 +53,25 @@ def check_stateless(name: str, variables: Any) -> None:
             f"{_STATE} give its __call__ an argument `train`, True to normalise by the "
             "rows at hand and move the averages, False to use them"
         )
+    if draws_numbers(model.apply, variables, images):
+        raise UserError(
+            f"network {name!r}: draws random numbers, such as dropout; give its "
+            "__call__ an argument `train`, False to predict without them"
+        )
+
+
+def draws_numbers(apply: Callable[..., Any], weights: Any, row: Any) -> bool:
+    """Tells whether a linen module asks for a key that it was not given."""
+    try:
+        jax.eval_shape(apply, weights, row)
+    except flax.errors.InvalidRngError:
+        return True
+    return False
 
 
 def of_linen(
     name: str, model: Any, image_shape: tuple[int, ...]
-) -> tuple[Callable[..., Any], Callable[..., Any], Running]:
+) -> tuple[Callable[..., Any], Callable[..., Any], Running, bool]:
     """Takes a linen module whose ``__call__`` has an argument ``train`` apart.
 
     Args:
@@ -61,10 +81,11 @@ def of_linen(
 
     Returns:
         ``init(key, images) -> weights``, ``apply(weights, images) -> logits`` of
-        training, and the running averages.
+        training, the running averages, and whether it draws random numbers, for which
+        ``apply`` and ``running.move`` then take a key last.
 
     Raises:
-        UserError: it has other state than ``batch_stats``, or draws random numbers.
+        UserError: it has other state than ``batch_stats``.
     """
 
     def variables_of(key: lm.Key, images: jax.Array) -> Any:
@@ -86,24 +107,21 @@ def of_linen(
         images = jax.numpy.zeros(row.shape)
         return variables_of(jax.random.key(0), images).get(_STATE, {})
 
-    def train(weights: lm.Params, averages: Any, images: jax.Array) -> Any:
+    def train(
+        weights: lm.Params, averages: Any, images: jax.Array, key: lm.Key | None = None
+    ) -> Any:
+        # A lone key is that of whatever a module draws, whichever name it gives it.
         variables = {**weights, _STATE: averages}
-        return model.apply(variables, images, train=True, mutable=[_STATE])
+        return model.apply(variables, images, train=True, mutable=[_STATE], rngs=key)
 
-    def apply(weights: lm.Params, images: jax.Array) -> jax.Array:
-        return train(weights, begin(), images)[0]
+    def apply(weights: lm.Params, images: jax.Array, *key: lm.Key) -> jax.Array:
+        return train(weights, begin(), images, *key)[0]
 
-    def move(weights: lm.Params, averages: Any, images: jax.Array) -> Any:
-        return train(weights, averages, images)[1].get(_STATE, {})
+    def move(weights: lm.Params, averages: Any, images: jax.Array, *key: lm.Key) -> Any:
+        return train(weights, averages, images, *key)[1].get(_STATE, {})
 
     def predict(weights: lm.Params, averages: Any, images: jax.Array) -> jax.Array:
         return model.apply({**weights, _STATE: averages}, images, train=False)
 
-    try:
-        jax.eval_shape(apply, {"params": shapes["params"]}, row)
-    except flax.errors.InvalidRngError as error:
-        raise UserError(
-            f"network {name!r}: draws random numbers in training, such as dropout, for "
-            "which runs give no key"
-        ) from error
-    return init, apply, Running(begin, move, predict)
+    draws = draws_numbers(apply, {"params": shapes["params"]}, row)
+    return init, apply, Running(begin, move, predict), draws

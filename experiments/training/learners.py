@@ -10,12 +10,13 @@ import lamaml_jax as lm
 from experiments import methods
 from experiments.config.run_config import RunConfig, with_rates
 from experiments.methods.problem import Problem
+from experiments.networks import Pair
 from experiments.networks.running import Running
 from experiments.training import model_state
+from experiments.training.batch_keys import keyed_by_batch
 from experiments.training.batches import make_images
 from experiments.training.inputs import DataForm, Own
 from experiments.training.problem import make_problem
-from experiments.training.raw_rows import Prepare, changed_anew
 
 
 class Prediction(NamedTuple):
@@ -54,45 +55,60 @@ def make_prediction(
 def make_learner_of(
     config: RunConfig,
     form: DataForm,
-    apply_fn: Callable[..., jax.Array],
-    running: Running | None,
+    network: Pair,
 ) -> Callable[[Own], lm.Learner]:
     """Builds what makes the learner of one seed, with its own rates.
 
     Args:
         config: what to run.
         form: sizes of the data.
-        apply_fn: ``(weights, images [B, ...]) -> logits [B, Y]`` in training.
-        running: what the network carries beside its weights, if anything.
+        network: of the benchmark.
 
     Raises:
         UserError: the method cannot train such a network.
     """
-    methods.check_network(config.method, has_averages=running is not None)
-    prepare = make_images(config.benchmark, form).prepare
+    has_mode = network.running is not None
+    has_averages = network.running is not None and network.running.is_any
+    methods.check_network(config.method, has_averages=has_averages, has_mode=has_mode)
 
     def learner_of(own: Own) -> lm.Learner:
         hyper: Any = with_rates(config, own.rates or {}).hyper
 
-        def make(prepare: Prepare | None) -> lm.Learner:
-            problem = make_problem(config, form, apply_fn, prepare)
+        def make(key: lm.Key) -> lm.Learner:
+            problem = problem_as_shown(config, form, network, key)
             learner = methods.make_learner(config.method, problem, hyper)
+            running = network.with_key(key).running
             if running is None:
                 return learner
+            prepare = _prepare_with(config, form, key)
             return model_state.carried(learner, running, hyper.replay_size, prepare)
 
-        if config.benchmark.raw_memory:
-            return changed_anew(make, prepare)
-        return make(None)
+        if config.benchmark.raw_memory or network.draws:
+            return keyed_by_batch(make)
+        return make(jax.random.key(0))
 
     return learner_of
 
 
-def problem_as_shown(
-    config: RunConfig, form: DataForm, apply_fn: Callable[..., jax.Array]
-) -> Problem:
-    """Describes a benchmark whose images are as batches show them."""
+def _prepare_with(
+    config: RunConfig, form: DataForm, key: lm.Key
+) -> Callable[[jax.Array], jax.Array] | None:
+    """Makes what makes inputs of images; None if batches hold inputs already."""
     if not config.benchmark.raw_memory:
-        return make_problem(config, form, apply_fn)
-    prepare = make_images(config.benchmark, form).prepare
-    return make_problem(config, form, apply_fn, partial(prepare, jax.random.key(0)))
+        return None
+    return partial(make_images(config.benchmark, form).prepare, key)
+
+
+def problem_as_shown(
+    config: RunConfig, form: DataForm, network: Pair, key: lm.Key
+) -> Problem:
+    """Describes a benchmark whose images are as batches show them.
+
+    Args:
+        config: what to run.
+        form: sizes of the data.
+        network: of the benchmark.
+        key: of all that is random in the loss.
+    """
+    apply_fn = network.with_key(key).apply
+    return make_problem(config, form, apply_fn, _prepare_with(config, form, key))

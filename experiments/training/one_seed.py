@@ -244,11 +244,12 @@ def make_functions(
     benchmark = config.benchmark
     model = build_network(config, form, platform)
 
-    def apply_fn(weights: lm.Params, images: jax.Array) -> jax.Array:
-        return model.apply(weights, spread_rows(images, devices_per_seed))
+    def spread(weights: lm.Params, images: jax.Array, *key: lm.Key) -> jax.Array:
+        return model.apply(weights, spread_rows(images, devices_per_seed), *key)
 
-    learner_of = make_learner_of(config, form, apply_fn, model.running)
-    problem = make_problem(config, form, apply_fn)
+    network, one_key = model._replace(apply=spread), jax.random.key(0)
+    learner_of = make_learner_of(config, form, network)
+    problem = make_problem(config, form, network.with_key(one_key).apply)
     subject, scores_fn, weights_of = make_prediction(config, problem, model.running)
 
     def init_weights(seed: jax.Array) -> lm.Params:
@@ -268,7 +269,8 @@ def make_functions(
         seen = own._replace(state=subject(state))
         return evaluate_within(shared._replace(wanted=wanted), seen).accuracy
 
-    look_ahead = make_look_ahead(config, form, problem_as_shown(config, form, apply_fn))
+    as_shown = problem_as_shown(config, form, network, one_key)
+    look_ahead = make_look_ahead(config, form, as_shown)
     if model.running is not None:
         look_ahead = model_state.beside_averages(look_ahead)
     train_task, train_part = _make_training(config, form, learner_of, accuracy_of)

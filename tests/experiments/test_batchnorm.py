@@ -31,13 +31,11 @@ ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 
 class Linen(nn.Module):
     num_classes: int = Y
-    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, rows, train):
         x = nn.Dense(H)(rows)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes)(x)
 
 
@@ -210,11 +208,18 @@ def test_a_checkpoint_holds_weights_and_averages(tmp_path, network):
     chex.assert_trees_all_equal(found.state, state)
 
 
-@pytest.mark.parametrize("method", ["icarl", "ewc", "cls_er"])
-def test_methods_that_take_rows_alone_say_so(method):
-    with pytest.raises(UserError, match=f"method '{method}' takes rows one by one or"):
-        methods.check_network(method, has_averages=True)
-    methods.check_network(method, has_averages=False)
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("icarl", "takes rows one by one"),
+        ("ewc", "takes rows one by one"),
+        ("cls_er", "predicts in a way of its own"),
+    ],
+)
+def test_methods_that_cannot_train_it_say_so(method, reason):
+    with pytest.raises(UserError, match=f"method '{method}' {reason}"):
+        methods.check_network(method, has_averages=True, has_mode=True)
+    methods.check_network(method, has_averages=False, has_mode=False)
 
 
 class Untold(nn.Module):
@@ -232,19 +237,11 @@ class Spectral(nn.Module):
         )
 
 
-class NnxDropout(Nnx):
-    def __init__(self, form, rngs):
-        super().__init__(form, rngs)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda form: Untold(), "give its __call__ an argument `train`"),
         (lambda form: Spectral(), "counts, which runs do not carry"),
-        (lambda form: Linen(dropout=0.5), "draws random numbers in training"),
-        (networks.from_nnx(NnxDropout), "draws random numbers in training"),
     ],
 )
 def test_what_is_not_carried_is_a_sentence(make, message):

@@ -1,5 +1,7 @@
 """Rows that are stored as they are, and augmented anew whenever they are shown."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ import lamaml_jax as lm
 from experiments.config import benchmarks, request
 from experiments.data import augmentation, own
 from experiments.support.errors import UserError
-from experiments.training import batches, inputs, one_seed, raw_rows
+from experiments.training import batch_keys, batches, inputs, one_seed
 
 pytestmark = pytest.mark.usefixtures("registries")
 SHAPE = (8, 8, 3)
@@ -106,10 +108,11 @@ def test_images_that_differ_in_one_number_have_other_keys(dtype):
 
 
 def test_every_batch_draws_changes_anew():
-    prepare = prepare_of()
+    prepare_with = prepare_of()
     example = jax.ShapeDtypeStruct(SHAPE, jnp.uint8)
 
-    def make(prepare):
+    def make(key):
+        prepare = partial(prepare_with, key)
         init = lambda key, weights: lm.LearnerState(weights, None)
 
         def observe(key, state, batch, batch_mask=None, remember=True):
@@ -117,7 +120,7 @@ def test_every_batch_draws_changes_anew():
 
         return lm.Learner(init, observe)
 
-    learner = raw_rows.changed_anew(make, prepare)
+    learner = batch_keys.keyed_by_batch(make)
     state = learner.init(jax.random.key(0), jnp.zeros(()))
     assert example.shape == IMAGES.shape[1:]
     seen = [
