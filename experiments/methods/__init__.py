@@ -276,8 +276,8 @@ def check_network(name: str, *, has_averages: bool, has_mode: bool) -> None:
     if has_averages and method.takes_rows_alone:
         raise UserError(
             f"method {name!r} takes rows one by one, and the network normalises them "
-            "by those beside them (BatchNorm); choose another network, such as one with "
-            "GroupNorm, or another method"
+            "by those beside them (BatchNorm); choose another network, such as one "
+            "with GroupNorm, or another method"
         )
     if has_mode and method.make_scores is not None:
         raise UserError(
