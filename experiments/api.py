@@ -15,7 +15,6 @@ from experiments.run_folder import NothingToReportError, Run
 from experiments.support import stopping
 from experiments.support.paths import check_local
 from experiments.training import launch, loggers, placement, sessions
-from experiments.training.storing import Part
 
 
 def run(
@@ -95,11 +94,7 @@ def run(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stopping.requests(tell))
         launch.take_folders(stack, folders, fresh, folders, tell)
-        source = sources.load_source(asked.benchmark.source, data_dir)
-        made = request.configs(asked, source.num_classes)
-        groups = [
-            [Part(each, folder)] for each, folder in zip(made, folders, strict=True)
-        ]
+        source, groups = launch.load(asked, folders, data_dir)
         todo = launch.incomplete(groups, console)
         if todo:
             device_mesh = placement.chosen_mesh(devices, mesh)

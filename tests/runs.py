@@ -48,12 +48,13 @@ def write_run(
     config: Mapping[str, Any] = CONFIG,
     run_arrays: Mapping[str, Any] | None = None,
     run_summary: Mapping[str, Any] | None = None,
+    environment: Mapping[str, Any] = {"device": "cpu"},
 ) -> Path:
     """Writes the files of a run one after the other; returns its folder."""
-    run_folder.create(folder, config, {"device": "cpu"})
+    run_folder.create(folder, config, environment)
     accuracy = (run_arrays or arrays())["accuracy"]
-    for task in range(2):
-        for index, seed in enumerate(SEEDS):
+    for task in range(accuracy.shape[1]):
+        for index, seed in enumerate(config["seeds"]):
             record = {"seed": seed, "task": task, "accuracy": accuracy[index, task]}
             run_folder.append_evaluation(folder, record)
     run_folder.finish(folder, run_arrays or arrays(), run_summary or summary())

@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from runs import write_run
 
 from experiments import run_folder
 from experiments.report.entries import make_entries
@@ -28,7 +29,7 @@ def cost_of(evaluations, num_bytes):
     }
 
 
-def write_run(
+def store_run(
     folder,
     method="er",
     accuracy=None,
@@ -38,6 +39,7 @@ def write_run(
     environment=None,
     **config,
 ):
+    """Writes a run with the measures of an accuracy matrix; returns its folder."""
     matrices: Any = example() if accuracy is None else (accuracy, initial)
     accuracy, initial = matrices
     count, num_tasks = accuracy.shape[:2]
@@ -52,15 +54,11 @@ def write_run(
         "glances": 5,
         **config,
     }
-    run_folder.create(folder, config, environment or {})
-    for task in range(num_tasks):
-        for index, seed in enumerate(config["seeds"]):
-            record = {"seed": seed, "task": task, "accuracy": accuracy[index, task]}
-            run_folder.append_evaluation(folder, record)
     last, learnt = accuracy[:, -1], np.diagonal(accuracy, axis1=1, axis2=2)
     before = np.diagonal(accuracy, offset=1, axis1=1, axis2=2)
-    run_folder.finish(
+    return write_run(
         folder,
+        config,
         {
             "accuracy": accuracy,
             "initial_accuracy": initial,
@@ -79,8 +77,8 @@ def write_run(
             "diverged_seeds": [config["seeds"][i] for i in lost],
             **({} if cost is None else {"cost": cost}),
         },
+        environment or {},
     )
-    return folder
 
 
 def entry_of(accuracy, method="er", leaves=(), cost=None, **arrays):

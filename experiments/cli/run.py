@@ -140,15 +140,9 @@ def _train(
 ) -> dict[Path, list[int]]:
     """Trains what is not complete; returns the seeds that diverged, by folder."""
     from experiments.config import request
-    from experiments.data import sources
     from experiments.training import launch, placement, sessions
-    from experiments.training.storing import Part
 
-    source = sources.load_source(asked.benchmark.source, doing.data_dir)
-    made = request.configs(asked, source.num_classes)
-    groups = [
-        [Part(config, folder)] for config, folder in zip(made, folders, strict=True)
-    ]
+    source, groups = launch.load(asked, folders, doing.data_dir)
     mesh = placement.chosen_mesh(doing.devices, doing.mesh, doing.distributed)
     todo = launch.incomplete(groups, terminal.console)
     if not todo:

@@ -205,9 +205,7 @@ def _draw_stream(
     if benchmark.stream == SPLIT:
         drawn = streams.split_stream(
             own,
-            train_labels=source.train_labels,
-            test_labels=source.test_labels,
-            num_classes=source.num_classes,
+            source,
             classes_per_task=benchmark.classes_per_task or 0,
             # On validation rows are held out already.
             validation_fraction=0.1 if is_test else 0.0,

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from experiments.data.source import Source
+
 Seed = int | Sequence[int]  # what numpy makes a generator from
 
 
@@ -240,10 +242,8 @@ def check_class_split(num_classes: int, classes_per_task: int, num_tasks: int) -
 
 def split_stream(
     seed: Seed,
+    source: Source,
     *,
-    train_labels: np.ndarray,
-    test_labels: np.ndarray,
-    num_classes: int,
     classes_per_task: int,
     num_tasks: int,
     rows_per_task: int,
@@ -258,9 +258,7 @@ def split_stream(
 
     Args:
         seed: decides rows, their order and the order of the classes.
-        train_labels: [N] integers in [0, Y).
-        test_labels: [M'] integers in [0, Y).
-        num_classes: Y.
+        source: the data set, of Y classes.
         classes_per_task: a divisor of Y.
         num_tasks: T, at most ``Y / classes_per_task``.
         rows_per_task: R, a multiple of ``classes_per_task``.
@@ -273,11 +271,12 @@ def split_stream(
     Raises:
         ValueError: sizes that do not divide or that the data set cannot serve.
     """
+    num_classes = source.num_classes
     check_class_split(num_classes, classes_per_task, num_tasks)
     row_generator, map_generator = _generators(seed, map_seed)
     order = map_generator.permutation(num_classes)
-    train = _rows_of_classes(train_labels, num_classes, "training rows")
-    test = _rows_of_classes(test_labels, num_classes, "test rows")
+    train = _rows_of_classes(source.train_labels, num_classes, "training rows")
+    test = _rows_of_classes(source.test_labels, num_classes, "test rows")
     num_kept = train.shape[1] - round(validation_fraction * train.shape[1])
     per_class, rest = divmod(rows_per_task, classes_per_task)
     if rest or not 1 <= per_class <= num_kept:

@@ -272,18 +272,17 @@ def check_network(name: str, *, has_averages: bool, has_mode: bool) -> None:
     Raises:
         UserError: it cannot.
     """
-    method = METHODS[name]
+    method, problem = METHODS[name], None
     if has_averages and method.takes_rows_alone:
-        raise UserError(
-            f"method {name!r} takes rows one by one, and the network normalises them "
-            "by those beside them (BatchNorm); choose another network, such as one "
-            "with GroupNorm, or another method"
+        problem = "takes rows one by one, and the network normalises them together"
+    elif has_mode and method.make_scores is not None:
+        problem = (
+            "predicts by what the network gives in training, which is not the same"
         )
-    if has_mode and method.make_scores is not None:
+    if problem is not None:
         raise UserError(
-            f"method {name!r} predicts in a way of its own, by the outputs of "
-            "training, and the network has others there (BatchNorm, dropout); choose "
-            "another network or method"
+            f"method {name!r} {problem} (BatchNorm, dropout); choose another network, "
+            "such as one with GroupNorm, or another method"
         )
 
 

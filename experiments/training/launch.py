@@ -3,14 +3,16 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from experiments import run_folder
+from experiments.config import request
 from experiments.config.run_config import RunConfig, config_record
+from experiments.data import sources
 from experiments.training import placement
+from experiments.training.storing import Part
 
 
 def take_folders(
@@ -40,7 +42,28 @@ def take_folders(
         run_folder.check_usable(folder)
 
 
-def incomplete(groups: Sequence[list[Any]], console: Console) -> list[list[Any]]:
+def load(
+    asked: request.Request, folders: Sequence[Path], data_dir: Path | None
+) -> tuple[sources.Source, list[list[Part]]]:
+    """Loads a data set, and says what is trained on it where.
+
+    Args:
+        asked: what to run.
+        folders: of its methods, in their order.
+        data_dir: folder of the prepared data sets.
+
+    Returns:
+        The data set, and a group of one run for each method.
+
+    Raises:
+        UserError: it cannot be read, or does not have what was asked for.
+    """
+    source = sources.load_source(asked.benchmark.source, data_dir)
+    made = request.configs(asked, source.num_classes)
+    return source, [[Part(*each)] for each in zip(made, folders, strict=True)]
+
+
+def incomplete(groups: Sequence[list[Part]], console: Console) -> list[list[Part]]:
     """Returns the groups that are not done yet, the same in every process."""
     todo = np.zeros(len(groups), bool)
     if placement.is_first_process():

@@ -213,7 +213,7 @@ def test_a_checkpoint_holds_weights_and_averages(tmp_path, network):
     [
         ("icarl", "takes rows one by one"),
         ("ewc", "takes rows one by one"),
-        ("cls_er", "predicts in a way of its own"),
+        ("cls_er", "predicts by what the network gives in training"),
     ],
 )
 def test_methods_that_cannot_train_it_say_so(method, reason):

@@ -163,7 +163,7 @@ def test_probes_and_alignment_look_at_it(tmp_path):
 
 @pytest.mark.parametrize("method", ["icarl", "cls_er"])
 def test_methods_that_cannot_leave_it_out_say_so(method):
-    with pytest.raises(UserError, match="and the network has others there"):
+    with pytest.raises(UserError, match="by what the network gives in training"):
         methods.check_network(method, has_averages=False, has_mode=True)
     methods.check_network("ewc", has_averages=False, has_mode=True)
 

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 from rich.console import Console
-from stored_runs import cost_of, example, write_run
+from stored_runs import cost_of, example, store_run
 
 from experiments import bench, report
 
@@ -60,9 +60,9 @@ def fresh(tmp_path_factory):
     for n, name in enumerate(("lamaml", "cmaml", "er", "derpp", "gem", "online")):
         accuracy, _ = example(0.5 + 0.03 * n)
         cost = cost_of(5.0 * (n + 1), 1000)
-        write_run(folder / "runs" / name, name, accuracy, initial, cost=cost)
+        store_run(folder / "runs" / name, name, accuracy, initial, cost=cost)
     variant = {"glances": 3, "learning_rate": 0.125, "lost": [1]}
-    write_run(folder / "runs/variant", "er", **variant)
+    store_run(folder / "runs/variant", "er", **variant)
     rows = [
         {"devices": d, "seeds": s, "meta_updates_per_s": 100.0 * d + s}
         for d, s in [(1, 1), (1, 5), (2, 5)]

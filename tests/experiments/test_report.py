@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from stored_runs import cost_of, entry_of, example, write_run
+from stored_runs import cost_of, entry_of, example, store_run
 
 from experiments import bench, report, run_folder
 from experiments.report import captions, figures, published, wording
@@ -42,7 +42,7 @@ def no_figures(monkeypatch):
 @pytest.mark.usefixtures("no_figures")
 class TestTable:
     def test_values_are_those_computed_by_hand(self, tmp_path):
-        files, shown = make(tmp_path, write_run(tmp_path / "er", capacity=100))
+        files, shown = make(tmp_path, store_run(tmp_path / "er", capacity=100))
         # RA 60, 65, 70: mean 65, sd 5. BTI: (-30 + 0) / 2, (-20) / 2, (-10) / 2.
         # LA differs by no seed: (80 + 70) / 2. FWT: 40 - 10.
         text = files.table_md.read_text()
@@ -63,7 +63,7 @@ class TestTable:
 
     def test_one_seed_has_no_sd(self, tmp_path):
         accuracy, initial = example()
-        folder = write_run(tmp_path / "er", "er", accuracy[:1], initial[:1])
+        folder = store_run(tmp_path / "er", "er", accuracy[:1], initial[:1])
         files, shown = make(tmp_path, folder)
         assert "| 60.0 | -15.0 |" in files.table_md.read_text()
         assert "60.0 -15.0" in " ".join(shown.split())
@@ -71,7 +71,7 @@ class TestTable:
         assert table_rows(files)[0]["ra_sd"] == ""
 
     def test_a_diverged_seed_is_named_and_the_mean_is_over_the_others(self, tmp_path):
-        files, shown = make(tmp_path, write_run(tmp_path / "er", lost=[1]))
+        files, shown = make(tmp_path, store_run(tmp_path / "er", lost=[1]))
         text = files.table_md.read_text()
         assert "| 65.0 ± 7.1 |" in text
         assert "| 2 |" in text
@@ -82,7 +82,7 @@ class TestTable:
 
     def test_a_row_says_what_the_method_costs(self, tmp_path):
         cost = cost_of(105.04, 628_800)
-        files, shown = make(tmp_path, write_run(tmp_path / "er", cost=cost))
+        files, shown = make(tmp_path, store_run(tmp_path / "er", cost=cost))
         assert "| 105 | 0.63 | 12 s |" in files.table_md.read_text()
         (row,) = table_rows(files)
         assert float(row["gradient_evaluations_per_row"]) == 105.04
@@ -92,7 +92,7 @@ class TestTable:
 
     def test_seeds_share_the_wall_time_of_an_accelerator(self, tmp_path):
         environment = {"device": "NVIDIA H200"}
-        run = write_run(tmp_path / "er", environment=environment)  # three seeds, 30 s
+        run = store_run(tmp_path / "er", environment=environment)  # three seeds, 30 s
         files, shown = make(tmp_path, run)
         assert "| 10 s on NVIDIA H200 |" in files.table_md.read_text()
         assert "3 10.0" in " ".join(shown.split())
@@ -102,15 +102,15 @@ class TestTable:
     def test_rows_are_sorted_by_retained_accuracy(self, tmp_path):
         _, initial = example()
         folders = [
-            write_run(tmp_path / name, name, example(retained)[0], initial)
+            store_run(tmp_path / name, name, example(retained)[0], initial)
             for name, retained in (("er", 0.5), ("lamaml", 0.7), ("new", 0.6))
         ]
         files, _ = make(tmp_path, *folders)
         assert [r["label"] for r in table_rows(files)] == ["La-MAML", "new", "ER"]
 
     def test_every_benchmark_is_in_the_one_table(self, tmp_path):
-        write_run(tmp_path / "runs" / "a")
-        write_run(tmp_path / "runs" / "b", benchmark="mnist-rotations")
+        store_run(tmp_path / "runs" / "a")
+        store_run(tmp_path / "runs" / "b", benchmark="mnist-rotations")
         files, _ = make(tmp_path, tmp_path / "runs")
         names = [row["benchmark"] for row in table_rows(files)]
         assert names == ["mnist-rotations", "digits-rotations"]
@@ -119,15 +119,15 @@ class TestTable:
         long = np.full((1, 3, 3), 0.5, np.float32)
         files, _ = make(
             tmp_path,
-            write_run(tmp_path / "a"),
-            write_run(tmp_path / "b", "er", long, long[:, 0]),
+            store_run(tmp_path / "a"),
+            store_run(tmp_path / "b", "er", long, long[:, 0]),
         )
         names = [row["benchmark"] for row in table_rows(files)]
         assert names == ["digits-rotations-2-tasks", "digits-rotations-3-tasks"]
 
     def test_an_unfinished_run_is_named_and_skipped(self, tmp_path):
-        write_run(tmp_path / "runs" / "er")
-        broken = write_run(tmp_path / "runs" / "lamaml", "lamaml")
+        store_run(tmp_path / "runs" / "er")
+        broken = store_run(tmp_path / "runs" / "lamaml", "lamaml")
         (broken / "summary.json").unlink()
         files, shown = make(tmp_path, tmp_path / "runs")
         assert len(table_rows(files)) == 1
@@ -135,21 +135,21 @@ class TestTable:
             assert f"{broken}: incomplete" in text.replace("\n", " ")
 
     def test_a_run_that_diverged_on_every_seed_is_named(self, tmp_path):
-        lost = write_run(tmp_path / "lamaml", "lamaml", lost=[0, 1, 2])
-        files, shown = make(tmp_path, write_run(tmp_path / "er"), lost)
+        lost = store_run(tmp_path / "lamaml", "lamaml", lost=[0, 1, 2])
+        files, shown = make(tmp_path, store_run(tmp_path / "er"), lost)
         assert "every one diverged" in files.table_md.read_text()
         assert "every one diverged" in shown
 
     def test_no_run_with_a_result_is_an_error(self, tmp_path):
-        lost = write_run(tmp_path / "er", lost=[0, 1, 2])
+        lost = store_run(tmp_path / "er", lost=[0, 1, 2])
         with pytest.raises(run_folder.RunFolderError, match="no run to report on"):
             make(tmp_path, lost)
 
     def test_damaged_runs_and_other_versions_are_named_and_skipped(self, tmp_path):
-        broken = write_run(tmp_path / "er")
+        broken = store_run(tmp_path / "er")
         (broken / "arrays.npz").write_bytes(b"PK")
-        other = write_run(tmp_path / "new", "new", format_version=99)
-        sound = write_run(tmp_path / "lamaml", "lamaml")
+        other = store_run(tmp_path / "new", "new", format_version=99)
+        sound = store_run(tmp_path / "lamaml", "lamaml")
         files, shown = make(tmp_path, sound, broken, other)
         assert [row["label"] for row in table_rows(files)] == ["La-MAML"]
         for text in (shown, files.table_md.read_text(), files.page.read_text()):
@@ -158,14 +158,14 @@ class TestTable:
             assert "has format_version 99" in text
 
     def test_only_damaged_runs_are_an_error(self, tmp_path):
-        broken = write_run(tmp_path / "er")
+        broken = store_run(tmp_path / "er")
         (broken / "arrays.npz").write_bytes(b"PK")
         with pytest.raises(run_folder.RunFolderError, match=r"arrays\.npz is damaged"):
             make(tmp_path, broken)
 
     def test_passes_and_settings_are_never_mixed(self, tmp_path):
         folders = [
-            write_run(tmp_path / str(i), **config)
+            store_run(tmp_path / str(i), **config)
             for i, config in enumerate(
                 [
                     {},
@@ -184,7 +184,7 @@ class TestTable:
         ]
 
     def test_of_mixed_tasks_only_retained_accuracy_is_shown(self, tmp_path):
-        files, _ = make(tmp_path, write_run(tmp_path / "iid", "iid"))
+        files, _ = make(tmp_path, store_run(tmp_path / "iid", "iid"))
         (row,) = table_rows(files)
         assert float(row["ra_mean"]) == pytest.approx(65, abs=1e-4)
         assert (row["bti_mean"], row["la_mean"], row["fwt_mean"]) == ("", "", "")
@@ -194,11 +194,11 @@ class TestTable:
     def test_an_output_that_cannot_be_made_is_an_error(self, tmp_path):
         (tmp_path / "out").write_text("in the way")
         with pytest.raises(run_folder.RunFolderError, match="cannot be written"):
-            make(tmp_path, write_run(tmp_path / "er"))
+            make(tmp_path, store_run(tmp_path / "er"))
 
     def test_a_narrow_terminal_still_names_the_method(self, tmp_path):
         console = Console(file=io.StringIO(), width=50)
-        folder = write_run(tmp_path / "metabgd", "metabgd")
+        folder = store_run(tmp_path / "metabgd", "metabgd")
         report.make_report([folder], tmp_path / "out", console=console)
         assert "Meta-BGD" in console.file.getvalue()
         assert "…" not in console.file.getvalue()
@@ -212,7 +212,7 @@ class TestTable:
         accuracy = np.full((2, 20, 20), 0.5, np.float32)
         accuracy[:, -1] = [[0.1], [0.5]]
         folders = [
-            write_run(tmp_path / name, name, accuracy, accuracy[:, 0], lr=rate, **same)
+            store_run(tmp_path / name, name, accuracy, accuracy[:, 0], lr=rate, **same)
             for name, rate in (("lamaml", 0.1), ("metabgd", 0.1))
         ]
         _, shown = make(tmp_path, *folders)
@@ -236,10 +236,10 @@ class TestComparison:
         other = config | {"benchmark": "mnist-permutations", "learning_rate": 0.1}
         start = accuracy[:, 0]
         return [
-            write_run(tmp_path / "a", "lamaml", accuracy, start, **config),
-            write_run(tmp_path / "b", "new", accuracy, start, **other),
-            write_run(tmp_path / "c", "er", accuracy[:1], start[:1], **other),
-            write_run(tmp_path / "d", "er"),
+            store_run(tmp_path / "a", "lamaml", accuracy, start, **config),
+            store_run(tmp_path / "b", "new", accuracy, start, **other),
+            store_run(tmp_path / "c", "er", accuracy[:1], start[:1], **other),
+            store_run(tmp_path / "d", "er"),
         ]
 
     def test_methods_are_rows_and_benchmarks_sets_of_columns(self, tmp_path):
@@ -275,7 +275,7 @@ class TestComparison:
     def test_page_is_whole_in_itself_and_escapes_what_runs_say(self, tmp_path):
         runs = self.runs(tmp_path)
         odd = [
-            write_run(tmp_path / name / "er<b>&", "er", glances=glances)
+            store_run(tmp_path / name / "er<b>&", "er", glances=glances)
             for name, glances in (("x", 1), ("y", 1))
         ]
         files, _ = make(tmp_path, *runs, *odd)
@@ -289,7 +289,7 @@ class TestComparison:
 class TestVariants:
     def labels(self, tmp_path, *configs):
         folders = [
-            write_run(tmp_path / f"run{i}", **config)
+            store_run(tmp_path / f"run{i}", **config)
             for i, config in enumerate(configs)
         ]
         return variant_labels([run_folder.read(f) for f in folders])
@@ -320,13 +320,13 @@ class TestVariants:
         assert self.labels(other, {}, {}) == ["run0", "run1"]
 
     def test_folders_of_one_name_are_told_apart_by_path(self, tmp_path):
-        folders = [write_run(tmp_path / name / "er") for name in "ab"]
+        folders = [store_run(tmp_path / name / "er") for name in "ab"]
         runs = [run_folder.read(folder) for folder in folders]
         assert variant_labels(runs) == [str(folder) for folder in folders]
 
     @pytest.mark.usefixtures("no_figures")
     def test_the_label_is_in_the_table(self, tmp_path):
-        folders = [write_run(tmp_path / str(c), capacity=c) for c in (50, 100)]
+        folders = [store_run(tmp_path / str(c), capacity=c) for c in (50, 100)]
         files, _ = make(tmp_path, *folders)
         labels = [row["label"] for row in table_rows(files)]
         assert labels == ["ER (capacity 50)", "ER (capacity 100)"]
@@ -404,7 +404,7 @@ class TestPublished:
         config = {
             k: v for k, v in ROTATIONS.items() if k not in ("method", "num_tasks")
         }
-        folder = write_run(tmp_path / "a", "lamaml", accuracy, accuracy[:, 0], **config)
+        folder = store_run(tmp_path / "a", "lamaml", accuracy, accuracy[:, 0], **config)
         files, _ = make(tmp_path, folder)
         text = files.table_md.read_text()
         assert "| 77.1 (code, n = 3), 77.42 (paper) | -8.8 (code, n = 3) |" in text
@@ -414,8 +414,8 @@ class TestFigures:
     def test_each_is_a_png_of_the_stated_size_and_what_else_was_asked(self, tmp_path):
         _, initial = example()
         folders = [
-            write_run(tmp_path / "er"),
-            write_run(tmp_path / "new", "new", example(0.5)[0], initial, lost=[2]),
+            store_run(tmp_path / "er"),
+            store_run(tmp_path / "new", "new", example(0.5)[0], initial, lost=[2]),
         ]
         files, _ = make(tmp_path, *folders, formats=("svg", "pdf"))
         names = sorted(path.name for path in files.figures)
@@ -439,14 +439,14 @@ class TestFigures:
         assert files.page.read_text().count("data:image/png;base64,") == 3
 
     def test_png_is_what_is_written_unasked(self, tmp_path):
-        files, _ = make(tmp_path, write_run(tmp_path / "er"))
+        files, _ = make(tmp_path, store_run(tmp_path / "er"))
         assert {path.suffix for path in files.figures} == {".png"}
 
     def test_an_unknown_format_is_told(self, tmp_path):
         with pytest.raises(
             UserError, match="unknown format 'eps'; choose of: svg, pdf"
         ):
-            make(tmp_path, write_run(tmp_path / "er"), formats=("eps",))
+            make(tmp_path, store_run(tmp_path / "er"), formats=("eps",))
 
     def sparse(self):
         """Four tasks; all are evaluated after the second and the fourth only."""
@@ -607,7 +607,7 @@ class TestFigures:
             assert draw("x", entries) is None
 
     def test_measures_of_a_diverged_seed_are_left_out(self, tmp_path):
-        folder = write_run(tmp_path / "er", lost=[1])
+        folder = store_run(tmp_path / "er", lost=[1])
         run = run_folder.read(folder)
         # as many probes as seeds, to tell the axes apart
         extra = {
@@ -763,7 +763,7 @@ class TestPage:
         return files.page.read_text()
 
     def test_the_table_of_a_benchmark_follows_its_bars(self, tmp_path):
-        text = self.page(tmp_path, write_run(tmp_path / "digits"))
+        text = self.page(tmp_path, store_run(tmp_path / "digits"))
         section = text[text.index("<h3") :]
         bars, table, curves = (
             section.index(word)
@@ -774,8 +774,8 @@ class TestPage:
     @pytest.mark.usefixtures("no_figures")
     def test_the_contents_name_what_is_there(self, tmp_path):
         folders = [
-            write_run(tmp_path / "digits"),
-            write_run(tmp_path / "tiny", benchmark="tinyimagenet-split"),
+            store_run(tmp_path / "digits"),
+            store_run(tmp_path / "tiny", benchmark="tinyimagenet-split"),
         ]
         text = self.page(tmp_path, *folders)
         contents = text[text.index("<nav") : text.index("</nav>")]
@@ -801,7 +801,7 @@ class TestPage:
             "processor": "x86_64",
             "versions": {"jax": "0.10.2", "python": "3.11.7"},
         }
-        folder = write_run(tmp_path / "er", environment=environment, learning_rate=0.3)
+        folder = store_run(tmp_path / "er", environment=environment, learning_rate=0.3)
         text = self.page(tmp_path, folder)
         for word in (
             "1 run of 1 method on 1 benchmark, made on 23 November 2026 on x86_64 "
@@ -817,7 +817,7 @@ class TestPage:
 
     @pytest.mark.usefixtures("no_figures")
     def test_the_next_command_is_at_the_end(self, tmp_path):
-        folder = write_run(tmp_path / "er")
+        folder = store_run(tmp_path / "er")
         _, shown = make(tmp_path, folder)
         *_, before, last = shown.splitlines()
         page = "all on one page in report.html"
@@ -851,7 +851,7 @@ def test_importing_the_report_imports_neither_jax_nor_matplotlib():
 
 
 def test_making_a_report_does_not_import_jax(tmp_path):
-    folder = write_run(tmp_path / "er", cost=cost_of(10.0, 1000))
+    folder = store_run(tmp_path / "er", cost=cost_of(10.0, 1000))
     code = (
         "import sys; from experiments import report;"
         "from experiments.report.figures import front;"
@@ -875,7 +875,7 @@ def test_the_report_shows_records_and_draws_the_scaling(tmp_path):
         ["cpu ms", "1.25"],
         ["compile s", "12346"],
     ]
-    write_run(tmp_path / "run/er")
+    store_run(tmp_path / "run/er")
     console = Console(file=io.StringIO())
     report.make_report(
         [tmp_path / "run"], tmp_path / "out", benches=[file], console=console

@@ -30,10 +30,24 @@ def labels_of(per_class):
 
 
 TRAIN_LABELS, TEST_LABELS = labels_of(PER_CLASS), labels_of(4)
+
+
+def _source():
+    """Images of 8 x 8 x 3 whose colour tells the class, with noise."""
+    rng = np.random.default_rng(1)
+    colours = rng.integers(0, 220, (NUM_CLASSES, 1, 1, 3))
+
+    def images(labels):
+        noise = rng.integers(0, 30, (len(labels), 8, 8, 3))
+        return (noise + colours[labels]).astype(np.uint8)
+
+    return Source(
+        images(TRAIN_LABELS), TRAIN_LABELS, images(TEST_LABELS), TEST_LABELS, 6, 255
+    )
+
+
+SOURCE = _source()
 SIZES = {
-    "train_labels": TRAIN_LABELS,
-    "test_labels": TEST_LABELS,
-    "num_classes": NUM_CLASSES,
     "classes_per_task": 2,
     "num_tasks": 3,
     "rows_per_task": 30,
@@ -41,7 +55,7 @@ SIZES = {
 
 
 def test_tasks_own_consecutive_new_labels():
-    stream = streams.split_stream(3, **SIZES)
+    stream = streams.split_stream(3, SOURCE, **SIZES)
     assert sorted(stream.label_map) == list(range(NUM_CLASSES))
     for task in range(3):
         for rows, labels in (
@@ -55,7 +69,7 @@ def test_tasks_own_consecutive_new_labels():
 
 
 def test_rows_are_distinct_and_their_order_mixes_the_classes():
-    stream = streams.split_stream(3, **SIZES)
+    stream = streams.split_stream(3, SOURCE, **SIZES)
     assert len(set(stream.rows.ravel())) == 90
     new = stream.label_map[TRAIN_LABELS[stream.rows[0]]]
     assert not (np.sort(new) == new).all()
@@ -63,19 +77,19 @@ def test_rows_are_distinct_and_their_order_mixes_the_classes():
 
 def test_validation_rows_are_never_shown():
     kept = {
-        seed: streams.split_stream(seed, **SIZES | {"rows_per_task": 36})
+        seed: streams.split_stream(seed, SOURCE, **SIZES | {"rows_per_task": 36})
         for seed in (0, 1)
     }
     # 36 is all that is left of 2 x 20 rows with a tenth held out.
     assert all(len(set(stream.rows[0])) == 36 for stream in kept.values())
     with pytest.raises(ValueError, match=r"rows_per_task.*at most 36, received 38"):
-        streams.split_stream(0, **SIZES | {"rows_per_task": 38})
+        streams.split_stream(0, SOURCE, **SIZES | {"rows_per_task": 38})
 
 
 def test_seeds_differ_and_a_map_seed_fixes_the_classes_only():
-    one, two = (streams.split_stream(seed, **SIZES) for seed in (0, 1))
+    one, two = (streams.split_stream(seed, SOURCE, **SIZES) for seed in (0, 1))
     assert not np.array_equal(one.label_map, two.label_map)
-    fixed = streams.split_stream(1, **SIZES, map_seed=0)
+    fixed = streams.split_stream(1, SOURCE, **SIZES, map_seed=0)
     np.testing.assert_array_equal(fixed.label_map, one.label_map)
     assert not np.array_equal(fixed.rows, one.rows)
 
@@ -92,8 +106,11 @@ def test_seeds_differ_and_a_map_seed_fixes_the_classes_only():
     ],
 )
 def test_sizes_that_do_not_fit_are_errors(sizes, message):
+    num_classes = sizes.get("num_classes", NUM_CLASSES)
+    source = SOURCE._replace(num_classes=num_classes)
+    sizes = {name: size for name, size in sizes.items() if name != "num_classes"}
     with pytest.raises(ValueError, match=message):
-        streams.split_stream(0, **SIZES | sizes)
+        streams.split_stream(0, source, **SIZES | sizes)
 
 
 def test_fewer_classes_make_fewer_tasks():
@@ -107,20 +124,6 @@ def test_fewer_classes_make_fewer_tasks():
 def test_tasks_that_share_classes_are_left_alone():
     benchmark = benchmarks.get_benchmark("mnist-many")
     assert benchmarks.with_tasks_of(benchmark, 10) == benchmark
-
-
-def source():
-    """Images of 8 x 8 x 3 whose colour tells the class, with noise."""
-    rng = np.random.default_rng(1)
-    colours = rng.integers(0, 220, (NUM_CLASSES, 1, 1, 3))
-
-    def images(labels):
-        noise = rng.integers(0, 30, (len(labels), 8, 8, 3))
-        return (noise + colours[labels]).astype(np.uint8)
-
-    return Source(
-        images(TRAIN_LABELS), TRAIN_LABELS, images(TEST_LABELS), TEST_LABELS, 6, 255
-    )
 
 
 def tiny(method="lamaml", setting="aware", passes="single", **overrides):
@@ -141,7 +144,7 @@ def tiny(method="lamaml", setting="aware", passes="single", **overrides):
 
 
 def results(config):
-    data = benchmarks.draw(config.benchmark, source(), config.seeds)
+    data = benchmarks.draw(config.benchmark, SOURCE, config.seeds)
     inputs = place(data, config.seeds, placement.make_mesh(1))
     (program,) = compile_programs([[config]], inputs)
     return list(loop.train(config, program, inputs))
@@ -181,7 +184,7 @@ def test_agnostic_accuracy_is_over_all_classes():
 def test_multiple_passes_offer_rows_once_and_change_the_result():
     config = tiny("er", passes="multi", epochs=3)
     fns = train.make_functions(config, DataForm((8, 8, 3), 6, 255), "cpu")
-    data = benchmarks.draw(config.benchmark, source(), (0,))
+    data = benchmarks.draw(config.benchmark, SOURCE, (0,))
     shared, own = place(data, (0,), placement.make_mesh(1))[-2:]
     own = jax.tree.map(lambda x: x[0], own)
     own = own._replace(state=fns.init(shared, own), is_alive=True)
@@ -206,7 +209,7 @@ def test_mixed_rows_cover_every_row_once_in_an_epoch():
 def test_evaluation_is_that_of_a_plain_loop():
     config = tiny("online")
     benchmark = config.benchmark
-    data = benchmarks.draw(benchmark, source(), (0, 1))
+    data = benchmarks.draw(benchmark, SOURCE, (0, 1))
     fns = train.make_functions(config, DataForm((8, 8, 3), 6, 255), "cpu")
     weights = fns.init_weights(jnp.int32(1))
     images = (data.test_images / 255.0 - np.asarray(benchmark.mean)) / benchmark.std
