@@ -202,6 +202,29 @@ def test_speed_is_that_of_the_committed_records():
         assert [int(n) for n in re.findall(r"\d+", line)] == [round(r) for r in rates]
 
 
+@pytest.mark.parametrize(
+    ("record", "data"),
+    [("one-core", "MNIST Rotations"), ("one-core-conv", "CIFAR-100")],
+)
+def test_other_loops_are_those_of_the_committed_records(record, data):
+    page = PAGES["experiments/bench/README.md"]
+    rows = bench.read(RESULTS / f"bench/{record}.json")["peers"].results[0].rows
+    (table,) = [
+        each
+        for each in tables(page)
+        if each[0][0].startswith(f"{data}, La-MAML") and each[0][2] == "as a multiple"
+    ]
+    shown = [[float(cell) for cell in row[1:]] for row in table[2:]]
+    expected = [[row["ms_per_meta_update"], row["ratio"]] for row in rows]
+    assert len(shown) == len(expected)
+    for one, other in zip(shown, expected, strict=True):
+        assert one == pytest.approx(other, rel=0.006)
+    quoted = section(FRONT, "Results").split("On one CPU core")[1]
+    for row in rows:
+        if row["loop"] in ("torch", "torch.compile"):
+            assert re.search(rf"\b{row['ratio']:.1f}\b", quoted), row["loop"]
+
+
 @pytest.mark.parametrize("text", dict.fromkeys(COMMANDS))
 def test_commands_have_the_options_they_are_shown_with(text):
     words = shlex.split(text.strip('"'), comments=True)

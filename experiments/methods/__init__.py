@@ -266,8 +266,7 @@ def check_network(name: str, *, has_averages: bool, has_mode: bool) -> None:
     Args:
         name: key of ``METHODS``.
         has_averages: whether it has running averages, such as BatchNorm's.
-        has_mode: whether it predicts in another way than it trains, by such averages or
-            without dropout.
+        has_mode: whether it predicts in another way than it trains.
 
     Raises:
         UserError: it cannot.
