@@ -40,7 +40,7 @@ class SweepDoing(options.Doing):
 @options.takes(
     [
         *options.own_options(SweepWords),
-        *options.protocol_options(but=("probes", "alignment")),
+        *options.protocol_options(but=("probes", "alignment", "linear_probe")),
     ],
     SweepDoing,
     options.size_options(but=("classes_per_task", "eval_every")),

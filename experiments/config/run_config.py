@@ -117,6 +117,8 @@ def _check_targets(config: RunConfig) -> None:
     targets.check_names(benchmark.loss, benchmark.metric)
     of_classes = targets.LOSSES[benchmark.loss].of_classes
     methods.check_targets(config.method, of_classes=of_classes)
+    if config.linear_probe and not of_classes:
+        raise UserError(f"linear_probe: of classes, and {benchmark.loss} has none")
     if getattr(config.hyper, "memory", None) == "balanced" and not of_classes:
         raise UserError(f"memory: balanced over classes, and {benchmark.loss} has none")
 

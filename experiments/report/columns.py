@@ -10,6 +10,7 @@ from experiments.report.entries import Entry
 from experiments.run_folder import (
     ANYTIME_METRICS,
     GRADIENT_EVALUATIONS,
+    LINEAR_PROBE,
     MEMORY_BYTES,
     METRICS,
 )
@@ -133,6 +134,7 @@ AAA, WORST = (
         ("AAA %", "WC-ACC %"), ANYTIME_METRICS, ("aaa", "wc_acc"), strict=True
     )
 )
+PROBE = _spread_column("linear probe %", LINEAR_PROBE, "linear_probe")
 SEEDS = Column(
     "seeds",
     lambda e: str(e.num_used),
@@ -169,7 +171,7 @@ _FOLDER = Column(
     "folder", lambda e: str(e.run.folder), ("folder",), lambda e: [e.run.folder]
 )
 _ANYTIME = (AAA, WORST)
-_MEASURED = (RA, BTI, LA, FWT, AAA, WORST)
+_MEASURED = (RA, BTI, LA, FWT, AAA, WORST, PROBE)
 _AUTHORS_COLUMNS = (AUTHORS_RA, AUTHORS_BTI)
 _COST = (GRADIENTS, MEMORY, SECONDS)
 _ALL = (
@@ -179,7 +181,7 @@ _ALL = (
 """Of table.md and, with the folder, of table.csv."""
 OF_ONE_BENCHMARK = (METHOD, *_MEASURED, *_AUTHORS_COLUMNS, *_COST, SEEDS, REMARK)
 """Of the page, which has a table for each benchmark."""
-_MAY_BE_EMPTY = {column.heading for column in (*_ANYTIME, *_AUTHORS_COLUMNS)}
+_MAY_BE_EMPTY = {column.heading for column in (*_ANYTIME, PROBE, *_AUTHORS_COLUMNS)}
 
 
 def make_table(entries: Sequence[Entry], columns: Sequence[Column]) -> tables.Table:
@@ -215,8 +217,9 @@ def comma_separated(
         columns: of the table; those of the full table, and the folder, if None.
     """
     if columns is None:
-        has_anytime = any(entry.spread(ANYTIME_METRICS[0]) for entry in entries)
-        dropped = () if has_anytime else _ANYTIME
+        has = lambda metric: any(entry.spread(metric) for entry in entries)
+        dropped = () if has(ANYTIME_METRICS[0]) else _ANYTIME
+        dropped += () if has(LINEAR_PROBE) else (PROBE,)
         columns = [column for column in (*_ALL, _FOLDER) if column not in dropped]
     head = [field for column in columns for field in column.fields]
     body = [[v for column in columns for v in column.values(e)] for e in entries]
@@ -235,6 +238,9 @@ _MEANINGS = {
     "of forgetting does: what was never learnt is not forgotten",
     WORST: "worst-case accuracy, of the newest task at the end and of each earlier one "
     "the least since it ended",
+    PROBE: "accuracy on all classes of a linear classifier that is fitted, at the end "
+    "of the stream, to the network's last features of every training row: what the "
+    "network could tell apart, whatever its last layer has forgotten",
     GRADIENTS: "gradient evaluations (a forward and a backward pass of one row) per "
     "row of the stream, replayed rows, glances and epochs included; a Hessian's "
     "product with a vector counts two",

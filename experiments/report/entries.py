@@ -11,6 +11,7 @@ from experiments.report import old_costs, published, wording
 from experiments.run_folder import (
     ANYTIME_METRICS,
     GRADIENT_EVALUATIONS,
+    LINEAR_PROBE,
     MEMORY_BYTES,
     METRICS,
     Run,
@@ -20,13 +21,13 @@ from experiments.support import styles
 # What may differ between runs without making one a variant of the other.
 _NOT_SETTINGS = {
     *("format_version", "benchmark", "method", "seeds", "description"),
-    *("probes", "alignment", "eval_every", "presets_from"),
+    *("probes", "alignment", "linear_probe", "eval_every", "presets_from"),
     *("anytime_every", "anytime_rows"),
 }
 # Measured along a run, with a leading seed axis.
 _BY_SEED = {
     *("probe_slow", "probe_fast", "step_size_quantiles", "task_alignment"),
-    "anytime_accuracy",
+    *("anytime_accuracy", LINEAR_PROBE),
 }
 
 
@@ -57,7 +58,8 @@ class Entry(NamedTuple):
     run: Run
     percent: Mapping[str, np.ndarray]
     """[S] of the seeds that have a result, percent or percentage points: ``METRICS``,
-    and ``ANYTIME_METRICS`` where it has them. NaN where it means nothing."""
+    and ``ANYTIME_METRICS`` and ``LINEAR_PROBE`` where it has them. NaN where it means
+    nothing."""
     published: tuple[published.Published, ...]
     """Figures of others that it may be set beside."""
     cost: Mapping[str, float]
@@ -220,6 +222,8 @@ def _entry(run: Run, benchmark: str, variant: int, suffix: str) -> Entry:
     if method in styles.MIXED:
         nothing = np.full(int(used.sum()), np.nan)
         percent |= dict.fromkeys(known[1:], nothing)
+    if LINEAR_PROBE in run.arrays:
+        percent[LINEAR_PROBE] = 100 * run.summary[LINEAR_PROBE][used]
     return Entry(
         benchmark,
         f"{name} ({suffix})" if suffix else name,

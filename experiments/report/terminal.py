@@ -25,6 +25,7 @@ def _count(entry: Entry) -> str:
 _TERMINAL = (
     *(columns.METHOD, columns.RA, columns.BTI, columns.LA, columns.AAA),
     Column("WC %", columns.WORST.text),
+    Column("probe %", columns.PROBE.text),
     Column("n", _count),
     Column("authors'", _authors_pair),
     Column("grads", columns.gradients_text),
@@ -38,6 +39,8 @@ def show(entries: Sequence[Entry], skipped: Sequence[str], console: Console) -> 
     unused = {"LA"} if has_anytime else {"WC %", "AAA %"}
     if not any(entry.published for entry in entries) or has_anytime:
         unused.add("authors'")
+    if not any(columns.PROBE.text(entry) for entry in entries):
+        unused.add("probe %")
     shown = [column for column in _TERMINAL if column.heading not in unused]
     parts = [
         (

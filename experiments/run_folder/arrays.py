@@ -24,6 +24,7 @@ MEASURES = (
     {"step_size_quantiles": ("S", "T+1", "L", "5")},
     {"alignment_after": ("E",), "task_alignment": ("S", "E", "T", "T")},
     {"anytime_after": ("G",), "anytime_accuracy": ("S", "T", "G", "T")},
+    {layout.LINEAR_PROBE: ("S", "T")},
 )
 
 

@@ -17,6 +17,8 @@ METRICS = (
 )
 ANYTIME_METRICS = ("average_anytime_accuracy", "worst_case_accuracy")
 """Of runs that were evaluated within tasks."""
+LINEAR_PROBE = "linear_probe_accuracy"
+"""Of runs with a linear probe at their end: an array [S, T], and its means [S]."""
 GRADIENT_EVALUATIONS, MEMORY_BYTES = "gradient_evaluations_per_row", "memory_bytes"
 """What a run cost, under "cost" of its summary."""
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"

@@ -44,7 +44,7 @@ class Run(NamedTuple):
     """[S] integers."""
     summary: dict[str, Any]
     """As stored, except that the lists named in ``METRICS``, and in ``ANYTIME_METRICS``
-    if there are any, are arrays [S]."""
+    and ``LINEAR_PROBE`` if there are any, are arrays [S]."""
     arrays: dict[str, np.ndarray]
     """Everything in arrays.npz, the three above included."""
 
@@ -110,6 +110,8 @@ def _read_summary(
     expected = recomputed(arrays["accuracy"], arrays["initial_accuracy"])
     if "anytime_accuracy" in arrays:
         expected |= recomputed_anytime(arrays["anytime_accuracy"])
+    if layout.LINEAR_PROBE in arrays:
+        expected[layout.LINEAR_PROBE] = arrays[layout.LINEAR_PROBE].mean(axis=1)
     for name, values in expected.items():
         try:
             stored = np.array(summary.get(name), np.float64)  # None becomes NaN

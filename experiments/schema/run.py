@@ -33,6 +33,11 @@ class RunConfig:
 
     After every evaluation.
     """
+    linear_probe: bool = False
+    """At the end also take the accuracy on all classes of a linear classifier.
+
+    It is fitted to the network's last features of every training row.
+    """
     precision: Precision = "float32"
     """What networks compute in; weights are float32"""
     evaluate_on: Part = "test"

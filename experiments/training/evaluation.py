@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import lamaml_jax as lm
+from experiments.config.benchmarks import Benchmark
 from experiments.config.run_config import RunConfig
 from experiments.data.targets import METRICS, Metric
 from experiments.training.batches import labels_of, make_images
@@ -14,6 +15,11 @@ from experiments.training.inputs import DataForm, Own, Shared
 
 # Test rows that are evaluated at a time: their activations should stay in cache.
 _TEST_CHUNK, _TEST_CHUNK_CONVOLUTIONS = 1000, 125
+
+
+def chunk_size_of(benchmark: Benchmark) -> int:
+    """Test rows of a benchmark that are evaluated at a time."""
+    return _TEST_CHUNK if benchmark.is_flat else _TEST_CHUNK_CONVOLUTIONS
 
 
 class Evaluated(NamedTuple):
@@ -63,7 +69,7 @@ def make_evaluate(
     """
     benchmark = config.benchmark
     images_of = make_images(benchmark, form)
-    chunk_size = _TEST_CHUNK if benchmark.is_flat else _TEST_CHUNK_CONVOLUTIONS
+    chunk_size = chunk_size_of(benchmark)
     own_classes = benchmark.classes_per_task if config.is_aware else None
     metric = METRICS[benchmark.metric]
 

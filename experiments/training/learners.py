@@ -16,6 +16,7 @@ from experiments.training import model_state
 from experiments.training.batch_keys import keyed_by_batch
 from experiments.training.batches import make_images
 from experiments.training.inputs import DataForm, Own
+from experiments.training.linear_probe import LastLayer
 from experiments.training.problem import make_problem
 
 
@@ -50,6 +51,23 @@ def make_prediction(
         return Prediction(lambda state: state, scores_fn, weights_of)
     assert problem.logits_fn is not None
     return Prediction(weights_of, problem.logits_fn, lambda weights: weights)
+
+
+def as_predicted(problem: Problem, running: Running | None) -> LastLayer:
+    """Says what a network gives in prediction, whatever a method makes of that.
+
+    Args:
+        problem: whose images are inputs of the network.
+        running: what the network carries beside its weights, if anything.
+    """
+
+    def logits_fn(subject: Any, weights: lm.Params, images: jax.Array) -> jax.Array:
+        if running is None:
+            return problem.logits_fn(weights, images)
+        return running.predict(weights, subject.averages, images)
+
+    assert problem.head_fn is not None
+    return LastLayer(logits_fn, problem.head_fn)
 
 
 def make_learner_of(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
+from experiments import run_folder
 from experiments.config import benchmarks
 from experiments.config.run_config import RunConfig, batches_per_task
 from experiments.training import placement
@@ -51,7 +52,8 @@ class TaskResult(NamedTuple):
     unless asked for."""
     measures: dict[str, np.ndarray]
     """``anytime_accuracy`` [S, G, T], ``step_size_quantiles`` [S, L, 5] and
-    ``task_alignment`` [S, T, T], where the method and the program have them."""
+    ``task_alignment`` [S, T, T], where the method and the program have them; after the
+    last task ``linear_probe_accuracy`` [S, T]."""
     probes: list[Probe]
     """Empty unless this task was probed."""
     train_s: float
@@ -151,6 +153,11 @@ def _measures(
         unseen = np.arange(config.benchmark.num_tasks) > task
         cosines[:, unseen | unseen[:, None]] = np.nan
         measures["task_alignment"] = cosines[:num_seeds]
+    is_last = task == config.benchmark.num_tasks - 1
+    if program.compiled.linear_probe is not None and is_last:
+        found = program.linear_probe(program.subject(trained.state))
+        own = placement.gather(found)[:num_seeds]
+        measures[run_folder.LINEAR_PROBE] = np.where(finite[:, None], own, np.nan)
     return measures
 
 

@@ -15,10 +15,12 @@ from experiments.training.batches import Show, keys_of, make_show, task_key
 from experiments.training.evaluation import Evaluated, make_evaluate
 from experiments.training.inputs import DataForm, Own, Shared
 from experiments.training.learners import (
+    as_predicted,
     make_learner_of,
     make_prediction,
     problem_as_shown,
 )
+from experiments.training.linear_probe import make_linear_probe
 from experiments.training.placement import spread_rows
 from experiments.training.probes import (
     batches_per_part,
@@ -61,6 +63,8 @@ class SeedFunctions(NamedTuple):
     look_ahead: Callable[[Shared, Own], lm.Params]
     """For methods that take inner steps."""
     alignment: Callable[[Shared, Own], jax.Array]
+    linear_probe: Callable[[Shared, Own], jax.Array]
+    """Of ``subject`` of a state."""
 
 
 def unless_diverged(own: Own, state: Any) -> Any:
@@ -283,4 +287,7 @@ def make_functions(
         subject,
         look_ahead,
         make_alignment(config, form, problem),
+        make_linear_probe(
+            config, form, as_predicted(problem, model.running), weights_of
+        ),
     )

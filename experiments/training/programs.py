@@ -37,7 +37,8 @@ class Functions(NamedTuple):
     look_ahead: Any = None
     """Both None unless probes are wanted and the method takes inner steps."""
     alignment: Any = None
-    """None unless wanted."""
+    """None unless wanted, as is ``linear_probe``."""
+    linear_probe: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +137,12 @@ def make_method(group: Group, inputs: Inputs) -> Method:
         found = found._replace(
             alignment=jitted(fns.alignment, state, shared, only_stream)
         )
+    if config.linear_probe:
+        found = found._replace(
+            linear_probe=jitted(
+                fns.linear_probe, fns.subject(state), shared, only_stream
+            )
+        )
     return Method(found, own, state, fns.subject)
 
 
@@ -188,6 +195,11 @@ class Program(NamedTuple):
         """Returns cosines [S, T, T] between the gradients of the tasks' losses."""
         own = Own(None, self.own.stream)
         return self.compiled.alignment(state, self.shared, own)
+
+    def linear_probe(self, subject: Any) -> jax.Array:
+        """Returns accuracies [S, T] of a linear classifier on the last features."""
+        own = Own(None, self.own.stream)
+        return self.compiled.linear_probe(subject, self.shared, own)
 
 
 def _form_of(evaluate: Jitted) -> str:

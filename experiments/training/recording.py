@@ -17,6 +17,7 @@ History = dict[str, np.ndarray]
 
 _PER_TIME = ("train_s", "train_cpu_s", "evaluate_s")
 _INDICES = ("alignment_after", "probe_updates", "probe_tasks")
+_AT_END = (run_folder.LINEAR_PROBE,)
 
 
 def of_result(result: TaskResult) -> History:
@@ -70,6 +71,7 @@ def to_arrays(history: History) -> dict[str, np.ndarray]:
         if name not in ("accuracy", "finite", "first_bad", *_PER_TIME)
     }
     accuracy = np.moveaxis(history["accuracy"], 1, 0)
+    measured |= {name: measured[name][:, 0] for name in _AT_END if name in measured}
     return {
         "accuracy": accuracy[:, 1:],
         "initial_accuracy": accuracy[:, 0],

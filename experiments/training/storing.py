@@ -122,6 +122,8 @@ def finish(part: Part, program: Program, inputs: Inputs, history: Any) -> list[i
     if "anytime_accuracy" in arrays:
         arrays["anytime_after"] = np.asarray(anytime_after(config), np.int32)
         summary |= recording.anytime_summary(arrays["anytime_accuracy"])
+    if (probed := arrays.get(run_folder.LINEAR_PROBE)) is not None:
+        summary[run_folder.LINEAR_PROBE] = probed.mean(axis=1).tolist()
     if "step_size_quantiles" in arrays:
         summary["step_size_leaves"] = leaf_names(program.state)
     run_folder.finish(part.folder, arrays, summary)
