@@ -19,6 +19,7 @@ _MODULES = {
     "networks": "networks",
     "report": "report",
     "run_folder": "run_folder",
+    "styles": "support.styles",
     "targets": "data.targets",
 }
 _NAMES = {

@@ -96,6 +96,14 @@ class Recorder:
         self._parts.append(of_result(result))
         self.train_s += result.train_s
 
+    def anytime_accuracy(self) -> np.ndarray | None:
+        """Returns the average anytime accuracy so far, [S], if any was taken."""
+        along = self.history().get("anytime_accuracy")
+        if along is None:
+            return None
+        seen = [each[:, :, : n + 1].mean(axis=(1, 2)) for n, each in enumerate(along)]
+        return np.mean(seen, axis=0)
+
     def history(self) -> History:
         """Returns all of them."""
         return join(self._parts)

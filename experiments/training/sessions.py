@@ -76,16 +76,25 @@ def _tell_causes(
         )
 
 
+def _mean_of(accuracy: np.ndarray) -> str:
+    finite = accuracy[np.isfinite(accuracy)]
+    return f"{100 * finite.mean():5.1f} %" if finite.size else "n/a"
+
+
 def _note(
-    config: RunConfig, program: Program, result: loop.TaskResult, train_s: float
+    config: RunConfig,
+    program: Program,
+    result: loop.TaskResult,
+    recorder: recording.Recorder,
 ) -> str:
     """Says beside the progress how fast and how good the run is."""
     updates = num_meta_updates(config) * program.num_seeds
     updates = updates * (result.task + 1) / config.benchmark.num_tasks
     retained = loop.running_retained_accuracy(result.accuracy, result.task)
-    finite = retained[np.isfinite(retained)]
-    shown = f"{100 * finite.mean():5.1f} %" if finite.size else "n/a"
-    return f"{updates / max(train_s, 1e-9):6.0f} updates/s  RA {shown}"
+    note = f"{updates / max(recorder.train_s, 1e-9):6.0f} updates/s"
+    note += f"  RA {_mean_of(retained)}"
+    anytime = recorder.anytime_accuracy()
+    return note if anytime is None else f"{note}  AAA {_mean_of(anytime)}"
 
 
 def run_group(
@@ -142,7 +151,7 @@ def run_group(
             for part, own in written:
                 storing.write(part, result, own, watch.loggers)
             _tell_causes(config, result, all_seeds, watch.console)
-            show(result.task + 1, _note(config, program, result, recorder.train_s))
+            show(result.task + 1, _note(config, program, result, recorder))
             is_due, signal = placement.from_first_process(
                 np.asarray([checkpoints.is_due(), stop.number], np.int32)
             ).tolist()

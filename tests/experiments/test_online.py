@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -173,9 +174,17 @@ def test_the_learner_is_told_of_no_task_and_predicts_among_all_classes():
 def folder(compiled, tmp_path_factory):
     folder = tmp_path_factory.mktemp("online") / "er"
     config, inputs, program = compiled
-    watch = sessions.Watch(Console(quiet=True))
-    sessions.run_group([Part(config, folder)], program, inputs, watch)
+    with open(folder.parent / "shown.txt", "w") as file:
+        watch = sessions.Watch(Console(file=file, width=200))
+        sessions.run_group([Part(config, folder)], program, inputs, watch)
     return folder
+
+
+def test_the_progress_shows_the_anytime_accuracy_so_far(folder):
+    shown = (folder.parent / "shown.txt").read_text()
+    *_, last = re.findall(r"AAA +(\S+) %", shown)
+    final = run_folder.read(folder).summary["average_anytime_accuracy"]
+    assert last == f"{100 * final.mean():.1f}"
 
 
 def test_a_run_folder_holds_the_accuracies_and_their_summary(folder):
