@@ -9,7 +9,7 @@ import numpy as np
 from experiments.report import columns, tables, wording
 from experiments.report.columns import Column
 from experiments.report.entries import Entry
-from experiments.run_folder import ANYTIME_METRICS
+from experiments.run_folder import ANYTIME_METRICS, LINEAR_PROBE
 from experiments.support.styles import NAMES
 
 # What a cell gives: heading, metric, and the name of others' figures.
@@ -24,6 +24,9 @@ _ONLINE = (
         for heading, metric in zip(("AAA %", "WC-ACC %"), ANYTIME_METRICS, strict=True)
     ),
 )
+
+
+_PROBE = (("linear probe %", LINEAR_PROBE, ""),)
 
 
 class Comparison(NamedTuple):
@@ -103,12 +106,17 @@ def cost_text(entry: Entry) -> str:
 
 
 def accuracy_table(comparison: Comparison) -> tables.Table:
-    """RA and BTI of each benchmark; of online streams RA and the anytime measures."""
+    """RA and BTI of each benchmark, of online streams RA and the anytime measures.
+
+    Where there are linear probes, they have a column of their own.
+    """
     head, body = ["method"], [[label] for label in comparison.labels]
     for benchmark in comparison.benchmarks:
         entries = comparison.of(benchmark)
         is_online = any(entry.spread(ANYTIME_METRICS[0]) for entry in entries)
+        is_probed = any(entry.spread(LINEAR_PROBE) for entry in entries)
         metrics = _ONLINE if is_online else _METRICS
+        metrics += _PROBE if is_probed else ()
         title = wording.benchmark_title(benchmark)
         head += [f"{title} {heading}" for heading, _, _ in metrics]
         for line in body:

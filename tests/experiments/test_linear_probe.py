@@ -14,7 +14,7 @@ import experiments
 from experiments import networks, run_folder
 from experiments.config import benchmarks
 from experiments.data import own
-from experiments.report import columns
+from experiments.report import columns, comparison
 from experiments.report.entries import make_entries
 from experiments.support.errors import UserError
 from experiments.training import linear_probe
@@ -159,6 +159,9 @@ def test_a_run_tells_what_the_features_could_tell_apart(tmp_path):
     assert columns.PROBE.text(entry).startswith(f"{100 * probed.mean():.1f}")
     assert "linear probe %" in columns.full_table([entry]).head
     assert "linear_probe_mean" in columns.comma_separated([entry])
+    (table,) = map(comparison.accuracy_table, comparison.compare([entry]))
+    assert table.head[-1] == "clusters-agnostic linear probe %"
+    assert table.body[0][-1] == columns.PROBE.text(entry)
 
 
 def test_without_it_nothing_is_said_of_it(tmp_path):
