@@ -72,14 +72,14 @@ def from_nnx(make: Callable[..., Any]) -> "Callable[[NetworkForm], Pair]":
     """
     from flax import nnx
 
-    fixed = jax.random.key(0)
-
     def parts(form: "NetworkForm", key: lm.Key) -> tuple[Any, Any, Any, Any, Any]:
         model = make(form, nnx.Rngs(key))
         split: Any = nnx.split(model, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
         return split
 
     def build_pair(form: "NetworkForm") -> Pair:
+        fixed = jax.random.key(0)  # made here: jax starts once devices are chosen
+
         def filled(weights: lm.Params, averages: Any, key: lm.Key) -> Any:
             graph, like, stats, draws, rest = parts(form, key)
             if averages is not None:
