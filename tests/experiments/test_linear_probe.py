@@ -55,8 +55,11 @@ def head_of(*words):
     )
 
 
-@pytest.mark.parametrize("hidden", [3, Y, 5, 9])  # fewer, as many and more than classes
-@pytest.mark.parametrize("framework", ["nnx", "equinox"])
+# Features that are fewer, as many and more than the classes.
+@pytest.mark.parametrize(
+    ("framework", "hidden"),
+    [("nnx", 3), ("nnx", Y), ("nnx", 9), ("equinox", Y), ("equinox", 5)],
+)
 def test_features_are_what_enters_the_last_layer(framework, hidden):
     make, head_fn, kernel = {
         "nnx": (
@@ -171,6 +174,7 @@ def test_without_it_nothing_is_said_of_it(tmp_path):
     assert "linear_probe" not in columns.comma_separated(make_entries([found]))
 
 
+@pytest.mark.slow
 def test_a_summary_that_disagrees_is_refused(tmp_path):
     (found,) = run(tmp_path, seeds=1, linear_probe=True)
     file = found.folder / "arrays.npz"
