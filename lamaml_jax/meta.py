@@ -15,7 +15,7 @@ from lamaml_jax import checks, inner, inner_step, losses, recursion, scans, type
 
 OBJECTIVES = ("mean", "last")
 INNER_AD_MODES = ("reverse", "forward_over_reverse")
-_CACHED_BYTES = 2**20
+_CACHED_BYTES, _LARGE_BYTES = 2**20, 2**21
 _SECOND_ORDER_UNROLL = 5
 
 
@@ -153,13 +153,15 @@ def _default_unroll(weights: types.Params, num_steps: int, first_order: bool) ->
     In first order a pass over the weights for each sum and step costs as much as their
     products where these are small. Unrolled, XLA adds up several gradients in one pass,
     and without a loop copies nothing; but all of them wait until then, and fall out of
-    the cache if they are too many or too large. A number that does not divide the steps
-    would have the support copied in two parts.
+    the cache if they are too many or too large. Of large weights five unrolled steps are
+    no faster than a loop and hold twice as much; two are faster, and hold no more. A
+    number that does not divide the steps would have the support copied in two parts.
     """
-    is_cached = sum(leaf.nbytes for leaf in jax.tree.leaves(weights)) <= _CACHED_BYTES
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
+    is_cached = num_bytes <= _CACHED_BYTES
     if not first_order:
         return num_steps if is_cached and num_steps <= _SECOND_ORDER_UNROLL else 1
-    if num_steps <= (10 if is_cached else 5):
+    if num_steps <= (10 if is_cached else 5 if num_bytes <= _LARGE_BYTES else 2):
         return num_steps
     return max(n for n in range(1, 6 if is_cached else 2) if num_steps % n == 0)
 

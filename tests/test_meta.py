@@ -516,7 +516,19 @@ def test_memory_of_the_closed_form_does_not_grow():
     assert many < 1.1 * few
 
 
-def test_gradients_of_large_weights_do_not_wait_for_one_another():
-    used, size = temporary_bytes(10, hidden=600, first_order=True)
-    unrolled, _ = temporary_bytes(10, hidden=600, first_order=True, unroll=10)
+@pytest.mark.parametrize(("num_steps", "hidden"), [(10, 600), (5, 1000)])
+def test_gradients_of_large_weights_do_not_wait_for_one_another(num_steps, hidden):
+    """300 x 1000 x 2 numbers are above 2 MiB, where five steps have a loop too."""
+    options = {"hidden": hidden, "first_order": True}
+    used, size = temporary_bytes(num_steps, **options)
+    unrolled, _ = temporary_bytes(num_steps, **options, unroll=num_steps)
     assert used < 5 * size < unrolled
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "hidden", "is_loop"),
+    [(5, 800, False), (5, 1000, True), (2, 1000, False)],
+)
+def test_first_order_unrolls_by_the_size_of_the_weights(num_steps, hidden, is_loop):
+    program, _ = lowered(num_steps, hidden, first_order=True)
+    assert ("stablehlo.while" in program.as_text()) == is_loop

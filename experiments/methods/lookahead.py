@@ -82,10 +82,10 @@ def make_unroll(problem: Problem, hyper: Hyperparameters) -> int | None:
     """How many inner steps are unrolled; None leaves it to the library.
 
     Of a network of convolutions products take longer than passes over its weights, so
-    that a few steps of second order gain where a perceptron of that size would lose.
+    that a few unrolled steps gain where a perceptron of that size would lose.
     """
     has_convolutions = len(problem.example["image"].shape) == 3
-    if has_convolutions and not hyper.first_order and (hyper.inner_steps or 0) <= 5:
+    if has_convolutions and (hyper.inner_steps or 0) <= 5:
         return hyper.inner_steps
     return None
 
