@@ -23,6 +23,8 @@ BENCHES = {
 """Modules by the name on the command line, imported (and jax with them) when used."""
 OPTIONAL = ("peers",)
 """Those that ask for more than the extra ``experiments``; not part of "all"."""
+WITHOUT_DATA = ("meta-gradient", "cost", "convolution", "reservoir")
+"""Those that make their own rows."""
 
 
 def measure(name: str, settings: Any) -> Sequence[Result]:

@@ -16,8 +16,9 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="NAME",
-            help="update (the default), meta-gradient, reservoir, stream, compile, "
-            "scaling, or all of these; peers (PyTorch in turn with this library).",
+            help="update (the default), meta-gradient, cost, convolution, reservoir, "
+            "stream, compile, scaling, accelerator, or all of these; peers (PyTorch in "
+            "turn with this library).",
         ),
     ] = None,
     benchmark: Annotated[
@@ -59,7 +60,8 @@ def bench(
     if rounds < 1:
         raise UserError(f"--rounds: expected at least 1, received {rounds}")
     chosen = benchmarks.get_benchmark(benchmark)
-    sources.check_source(chosen.source, data_dir)
+    if not set(names) <= set(benching.WITHOUT_DATA):
+        sources.check_source(chosen.source, data_dir)
     starting.start_jax(devices, cache=False)
     if json_file is not None and json_file.exists():
         benching.read(json_file)  # a file that is none of ours stops this at once

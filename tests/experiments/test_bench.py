@@ -41,7 +41,11 @@ def test_a_quick_run_finishes_and_has_its_columns(name, tmp_path, monkeypatch, c
     if name == "peers":
         pytest.importorskip("torch", reason="PyTorch is not installed")
     file = tmp_path / "bench.json"
-    arguments = ["bench", name, "--quick", "--rounds", "1", "-b", "digits-rotations"]
+    arguments = ["bench", name, "--quick", "--rounds", "1"]
+    if name in bench.WITHOUT_DATA:  # and so none has to be prepared
+        arguments += ["--data-dir", str(tmp_path)]
+    else:
+        arguments += ["-b", "digits-rotations"]
     monkeypatch.setattr("sys.argv", ["experiments", *arguments, "--json", str(file)])
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of new processes
     with pytest.raises(SystemExit) as stop:
