@@ -53,8 +53,7 @@ class Method(NamedTuple):
     """It is shown the rows of all tasks mixed, an upper bound."""
     make_scores: Callable[..., Callable[[Any, Any], Any]] | None = None
     """``(problem, hyper) -> scores_fn`` with ``scores_fn(state, images [B, ...]) -> [B,
-    Y]``, for methods that do not predict with the logits; ``state`` is the learner's.
-    """
+    Y]``, for methods that do not predict with the logits; ``state`` is theirs."""
     hyper: Hyperparameters | None = None
     """What it is told on every benchmark, of a person's own method; of others
     ``presets`` has it, by benchmark."""
