@@ -274,9 +274,7 @@ def check_network(name: str, *, has_averages: bool, has_mode: bool) -> None:
     if has_averages and method.takes_rows_alone:
         problem = "takes rows one by one, and the network normalises them together"
     elif has_mode and method.make_scores is not None:
-        problem = (
-            "predicts by what the network gives in training, which is not the same"
-        )
+        problem = "predicts by what the network gives in training, which differs"
     if problem is not None:
         raise UserError(
             f"method {name!r} {problem} (BatchNorm, dropout); choose another network, "

@@ -98,8 +98,9 @@ class Recorder:
 
     def anytime_accuracy(self) -> np.ndarray | None:
         """Returns the average anytime accuracy so far, [S], if any was taken."""
-        along = self.history().get("anytime_accuracy")
-        if along is None:
+        name = "anytime_accuracy"
+        along = [each for part in self._parts for each in part.get(name, ())]
+        if not along:
             return None
         seen = [each[:, :, : n + 1].mean(axis=(1, 2)) for n, each in enumerate(along)]
         return np.mean(seen, axis=0)
