@@ -171,6 +171,7 @@ def test_sample_and_add_equals_sample_then_add(replace, num_stored):
 # What it is for ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_rare_task_stays_where_a_plain_reservoir_loses_it():
     """Seven of 200 rows, 20 slots: absent from a uniform sample in 48 % of all runs."""
     labels = np.repeat(np.arange(Y), [7, 65, 64, 64])

@@ -19,6 +19,7 @@ FUNCTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(name):
     found = doctest.testmod(importlib.import_module(name))

@@ -108,7 +108,13 @@ FRAMEWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize(
+    "name",
+    ["flax_linen"]
+    + [
+        pytest.param(n, marks=pytest.mark.slow) for n in FRAMEWORKS if n != "flax_linen"
+    ],
+)
 def test_meta_updates_reduce_the_meta_loss(name, key):
     weights, loss_fn = FRAMEWORKS[name](key)
     learner = lm.lamaml_learner(make_transform(loss_fn), glances=NUM_UPDATES)

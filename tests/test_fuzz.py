@@ -229,6 +229,7 @@ def test_weights_keep_their_types(dtypes, first_order):
 # The reservoir ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @more
 @given(
     st.integers(1, 6),
@@ -291,6 +292,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.slow
 @more
 @given(st.sampled_from(sorted(valid_call())), st.sampled_from(sorted(MUTATIONS)))
 def test_a_wrong_argument_is_a_stated_error_or_makes_sense(name, mutation):

@@ -153,7 +153,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=pytest.mark.slow if "only" in name else [])
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_meta_gradients_are_sums_of_those_of_the_full_tree(x64, options):
     support, query = make_data()
     fn = jax.jit(lm.meta_value_and_grad(loss_fn, **options))

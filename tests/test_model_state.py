@@ -318,6 +318,7 @@ def test_stored_state_goes_on_bit_for_bit(name, key):
     assert_equal(resumed, through)
 
 
+@pytest.mark.slow
 @each_network
 def test_given_state_survives_the_donation_of_the_learners(name, key):
     network, _, _ = network_and_learner(name)

@@ -164,7 +164,13 @@ def of_jax_arrays(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
-    "way", [under_jit, outside_jit, closed_over_in_a_scan, closed_over_under_jit]
+    "way",
+    [
+        under_jit,
+        outside_jit,
+        closed_over_in_a_scan,
+        pytest.param(closed_over_under_jit, marks=pytest.mark.slow),
+    ],
 )
 def test_numpy_arguments_give_what_jax_arrays_give(name, way):
     function, args = FUNCTIONS[name]

@@ -97,6 +97,7 @@ def test_digits_example_takes_twelve_lines():
     assert len(code) == 12
 
 
+@pytest.mark.slow
 def test_example_runs_and_learns():
     info = after_examples()["info"]
     # Zero weights give every one of three classes the same probability.
@@ -189,7 +190,7 @@ def test_speed_is_that_of_the_committed_records():
     rows = {
         "CPU ms per meta-update": "cpu_ms_per_meta_update",
         "MFLOP of its matrix products": "mflop_per_meta_update",
-        "share of this core's matmul peak, 104 and 102 GFLOP/s": "percent_of_matmul_peak",
+        "share of this core's matmul peak": "percent_of_matmul_peak",
     }
     for heading, key in rows.items():
         shown = re.search(rf"^\| {heading} \| (.*) \| (.*) \|$", page, re.M)

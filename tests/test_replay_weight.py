@@ -106,7 +106,9 @@ def test_each_half_is_scored_on_its_own(name):
     assert_is(jax.jit(functools.partial(update, tx))(state), expected)
 
 
-@pytest.mark.parametrize("share", [0, 1, 0.8])
+@pytest.mark.parametrize(
+    "share", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1)), 0.8]
+)
 def test_the_share_is_that_of_replay_and_may_be_traced(share):
     state = filled(make(None))
     run = jax.jit(lambda share: update(make(share), state))

@@ -288,6 +288,7 @@ def test_num_seen_stops_at_its_limit(key, acceptance):
     assert mask.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replace", [True, False])
 def test_works_with_64_bit_types(x64, replace):
     reservoir = lm.make_reservoir(3, ROW, replace=replace)

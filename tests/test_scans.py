@@ -90,7 +90,10 @@ def test_checkpointed_scan_equals_a_loop(x64, length):
         assert_trees_close(value_and_slopes(scan)(carry, xs), expected, **EXACT)
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(
+    "length",
+    [pytest.param(n, marks=pytest.mark.slow if n < 5 else []) for n in LENGTHS],
+)
 def test_way_there_and_back_equals_two_loops(x64, length):
     carry, xs = make_steps(length)
     turn = lambda carry: carry[0] @ carry[1]

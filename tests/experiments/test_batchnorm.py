@@ -118,6 +118,7 @@ def test_averages_are_moved_after_each_batch():
     chex.assert_trees_all_equal(model_state.subject_of(state)[1], state.averages)
 
 
+@pytest.mark.slow
 def test_averages_see_what_is_replayed():
     networks.register("linen", MAKERS["linen"])
     network = networks.build("linen", FORM)
@@ -171,6 +172,7 @@ def run(tmp_path, names, network="linen", **options):
     return experiments.run("clusters", names, out=tmp_path, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linen", pytest.param("nnx", marks=pytest.mark.slow)])
 def test_a_network_with_averages_is_trained_and_evaluated(name, tmp_path):
     networks.register(name, MAKERS[name])

@@ -134,6 +134,7 @@ def run(tmp_path, names, network, **options):
     return experiments.run("clusters", names, out=tmp_path, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["linen", *(pytest.param(n, marks=pytest.mark.slow) for n in ("nnx", "equinox"))],

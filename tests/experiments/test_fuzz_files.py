@@ -141,6 +141,7 @@ HISTORY = {
 
 # When orbax gives up on a damaged file, tensorstore may still be reading another, and
 # finds the event loop closed that it would report to.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @hypothesis.settings(settings, max_examples=20)
 @given(st.integers(0, 10**6), damages())

@@ -149,6 +149,7 @@ def run(tmp_path, method="online", **options):
     return experiments.run("clusters", method, out=tmp_path, **options)
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_the_features_could_tell_apart(tmp_path):
     often = {"glances": 10, "learning_rate": 0.3}
     (found,) = run(tmp_path, setting="agnostic", linear_probe=True, **often)

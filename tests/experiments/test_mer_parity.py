@@ -15,7 +15,14 @@ if not su.FOLDER.is_dir():
 FILES = su.paths("mer")
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+# Of one pass in the quick tests, of several in the slow ones.
+CASES = [
+    pytest.param(path, marks=pytest.mark.slow if "multi" in path.stem else [])
+    for path in FILES
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda path: path.stem)
 def stored(request):
     content = su.load(request.param)
     with jax.enable_x64(content.meta["dtype"] == "f64"):

@@ -106,6 +106,7 @@ def test_deviations_stay_positive_in_float32():
         np.testing.assert_allclose(new, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_vanishing_deviations_give_gradient_descent_on_the_meta_loss():
     """Copies of one row make support and query known; and then noise is too small."""
     settings = hyper(

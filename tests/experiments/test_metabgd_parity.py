@@ -26,7 +26,14 @@ def with_draws_as_updates(content):
     return content._replace(arrays=content.arrays | calls)
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+# Of one pass in the quick tests, of several in the slow ones.
+CASES = [
+    pytest.param(path, marks=pytest.mark.slow if "multi" in path.stem else [])
+    for path in FILES
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda path: path.stem)
 def stored(request):
     content = su.load(request.param)
     with jax.enable_x64(content.meta["dtype"] == "f64"):

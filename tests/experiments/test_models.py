@@ -24,7 +24,12 @@ WAYS = networks.convolve_by_matmul, networks.convolve_by_fewer_products
 
 
 @pytest.fixture(
-    params=list(itertools.product(CASES, WAYS)),
+    params=[
+        pytest.param(
+            case, marks=[] if case[0] in ("published", "odd") else pytest.mark.slow
+        )
+        for case in itertools.product(CASES, WAYS)
+    ],
     ids=lambda param: f"{param[0]}, {param[1].__name__}",
 )
 def case(request, x64, monkeypatch):

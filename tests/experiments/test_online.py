@@ -141,6 +141,7 @@ def test_evaluations_within_tasks_change_no_result(results):
     )
 
 
+@pytest.mark.slow
 def test_a_part_of_the_test_rows_has_rows_of_every_class():
     config = tiny(anytime_rows=10)
     data, inputs = place(config)

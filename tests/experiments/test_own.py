@@ -83,13 +83,18 @@ def lines(found):
 # Methods ----------------------------------------------------------------------------
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("info", "names"),
     [
-        (lambda loss: loss, ["value"]),
+        pytest.param(lambda loss: loss, ["value"], marks=SLOW),
         (lambda loss: {"b": {"loss": loss}, "a": loss > 0}, ["a", "b/loss"]),
-        (lambda loss: (loss, [jnp.stack([loss, loss])]), ["0", "1/0"]),
-        (lambda loss: None, []),
+        pytest.param(
+            lambda loss: (loss, [jnp.stack([loss, loss])]), ["0", "1/0"], marks=SLOW
+        ),
+        pytest.param(lambda loss: None, [], marks=SLOW),
     ],
     ids=["array", "dict", "tuple", "nothing"],
 )
@@ -411,6 +416,7 @@ def test_a_network_of_any_library_is_trained(name, tmp_path):
     assert (found.summary["learning_accuracy"] > 0.8).all()
 
 
+@pytest.mark.slow
 def test_step_sizes_are_named_after_the_weights_of_a_network_of_ones_own(tmp_path):
     register(shape=(6, 6, 1))
     networks.register("mine", networks.from_equinox(Equinox))

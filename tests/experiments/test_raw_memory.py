@@ -58,6 +58,7 @@ def trained(config):
     return data, jax.jit(fns.train_task)(shared, seen).state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["er", pytest.param("lamaml", marks=pytest.mark.slow)]
 )

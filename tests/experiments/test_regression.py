@@ -92,6 +92,7 @@ def test_r2_over_a_task_is_what_the_sums_of_squares_give(chunked, monkeypatch):
     assert np.isnan(found[1])
 
 
+@pytest.mark.slow
 def test_lines_are_learnt_and_the_table_says_by_what(tmp_path):
     register()
     runs = experiments.run(

@@ -181,6 +181,7 @@ def test_agnostic_accuracy_is_over_all_classes():
     assert aware.mean() > 0.3 > agnostic.mean()
 
 
+@pytest.mark.slow
 def test_multiple_passes_offer_rows_once_and_change_the_result():
     config = tiny("er", passes="multi", epochs=3)
     fns = train.make_functions(config, DataForm((8, 8, 3), 6, 255), "cpu")
