@@ -21,7 +21,7 @@ from experiments.data import own_streams, sources
 from experiments.data.own_streams import StreamFn
 from experiments.data.source import Source
 from experiments.data.streams import Stream
-from experiments.networks import REDUCED_RESNET
+from experiments.networks import REDUCED_RESNET_BATCHNORM
 from experiments.schema.benchmark import Benchmark
 from experiments.support import registry
 from experiments.support.errors import UserError
@@ -134,14 +134,14 @@ BENCHMARKS = {
             augment=("crop", "flip"),
             mean=(0.5071, 0.4867, 0.4408),
             std=(0.2675, 0.2565, 0.2761),
-            network=REDUCED_RESNET,
+            network=REDUCED_RESNET_BATCHNORM,
             is_online=True,
             anytime_every=25,
             anytime_rows=100,
             raw_memory=True,
             description=(
                 "Online: CIFAR-100's classes arrive by five, 2250 rows of each five; "
-                "reduced ResNet-18 with GroupNorm in BatchNorm's place"
+                "reduced ResNet-18"
             ),
         ),
         Benchmark(
@@ -156,14 +156,14 @@ BENCHMARKS = {
             augment=("crop", "flip"),
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
-            network=REDUCED_RESNET,
+            network=REDUCED_RESNET_BATCHNORM,
             is_online=True,
             anytime_every=50,
             anytime_rows=100,
             raw_memory=True,
             description=(
                 "Online: Tiny ImageNet's classes arrive by ten, 4500 rows of each ten; "
-                "reduced ResNet-18 with GroupNorm in BatchNorm's place"
+                "reduced ResNet-18"
             ),
         ),
     ]

@@ -27,10 +27,10 @@ from experiments.support import registry
 from experiments.support.errors import UserError
 from experiments.support.suggestions import unknown
 
-REDUCED_RESNET = "reduced-resnet18"
-"""The network of the online benchmarks, with stages of ``channels``."""
 REDUCED_RESNET_BATCHNORM = "reduced-resnet18-batchnorm"
-"""The same as published, with BatchNorm."""
+"""The network of the online benchmarks as published, with stages of ``channels``."""
+REDUCED_RESNET = "reduced-resnet18"
+"""The same with GroupNorm, which treats each row alone."""
 
 
 class Network(nn.Module):

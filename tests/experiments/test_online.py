@@ -340,7 +340,8 @@ def test_the_reduced_resnet_has_the_published_layers():
     benchmark = benchmarks.BENCHMARKS["cifar100-online"]
     model = network(benchmark, (32, 32, 3), 100)
     weights = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    assert weights.keys() == {"params"}  # no state beside the weights
+    assert weights.keys() == {"params"}  # averages are kept apart
+    assert len(jax.tree.leaves(jax.eval_shape(model.running.init))) == 40
     sizes = [leaf.size for leaf in jax.tree.leaves(weights)]
     # A scale and a bias per normalised channel, no bias in a convolution.
     widths, convolutions, norms = (20, 40, 80, 160), 27 * 20, 20
