@@ -143,6 +143,7 @@ def values_of(state):
     return jax.tree.map(lambda leaf: leaf.get_value(), state, is_leaf=is_variable)
 
 
+@pytest.mark.slow
 def test_nnx_optimizer_takes_the_data_through_update(key):
     model = NnxNet(nnx.Rngs(0))
     graph, start = nnx.split(model, nnx.Param)

@@ -109,6 +109,7 @@ def test_masked_rows_change_nothing_and_never_enter_the_reservoir():
     assert rows_of(stored) == rows_of(valid)
 
 
+@pytest.mark.slow
 def test_a_mask_of_true_equals_no_mask():
     batch, key = make_rows(1.0, B), jax.random.key(0)
     chex.assert_trees_all_close(

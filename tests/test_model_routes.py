@@ -133,6 +133,7 @@ def test_a_recomputed_step_draws_what_it_drew_before(options, key):
     assert_close((loss, grads), (expected, expected_grads), **FUSED)
 
 
+@pytest.mark.slow
 def test_query_at_the_last_step_has_the_last_of_the_keys(key):
     for remat in (True, False):
         fn = lm.meta_value_and_grad(draw_only, objective="last", remat=remat)

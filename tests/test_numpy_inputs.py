@@ -167,9 +167,11 @@ def of_jax_arrays(name):
     "way",
     [
         under_jit,
-        outside_jit,
         closed_over_in_a_scan,
-        pytest.param(closed_over_under_jit, marks=pytest.mark.slow),
+        *(
+            pytest.param(way, marks=pytest.mark.slow)
+            for way in (outside_jit, closed_over_under_jit)
+        ),
     ],
 )
 def test_numpy_arguments_give_what_jax_arrays_give(name, way):

@@ -255,6 +255,7 @@ def test_first_update_of_an_empty_reservoir_equals_no_replay():
     chex.assert_trees_all_close(state.info, plain.info, **FUSED)
 
 
+@pytest.mark.slow
 def test_replayed_rows_stand_before_the_batch_and_are_masked_while_missing():
     seen = []
 
@@ -454,6 +455,7 @@ def test_data_that_is_missing_or_wrong_is_named(data, message):
         tx.update(ZEROS, tx.init(WEIGHTS), WEIGHTS, **data)
 
 
+@pytest.mark.slow
 def test_a_batch_shorter_than_the_inner_steps_leaves_the_last_ones_empty():
     tx = make(inner_steps=B + 1)
     state = tx.init(WEIGHTS)

@@ -102,6 +102,7 @@ def test_training_normalises_by_the_rows_and_prediction_by_averages(network):
     np.testing.assert_allclose(together[:2], alone, **ROUNDING)
 
 
+@pytest.mark.slow
 def test_averages_are_moved_after_each_batch():
     networks.register("linen", MAKERS["linen"])
     network = networks.build("linen", FORM)

@@ -207,6 +207,7 @@ def test_later_draws_may_replay_the_rows_of_the_batch():
     np.testing.assert_array_equal(changed.ravel(), [False, True, True, True])
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_equals_each_alone():
     keys, rows = jax.random.split(jax.random.key(9), 2), batch(9)
     state, _ = observe(0, start(), batch(11))

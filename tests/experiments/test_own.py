@@ -350,6 +350,7 @@ def test_no_stream_of_the_kind_is_an_error():
         presets.taken_from("clusters", "lamaml", "multi")
 
 
+@pytest.mark.slow
 def test_where_presets_are_from_is_told_and_stored(tmp_path, capsys):
     register()
     methods.register("sgd", sgd, hyper=HYPER)

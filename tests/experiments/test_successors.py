@@ -97,6 +97,7 @@ def test_lor_descends_the_losses_ahead_by_their_softmax():
     np.testing.assert_allclose(info.loss, value, **EXACT)
 
 
+@pytest.mark.slow
 def test_lor_draws_new_directions_with_each_key():
     hyper = hyper_of("lor")
     first, again, other = (
