@@ -73,15 +73,19 @@ def _draw(axes: Any, entry: Entry, line: Line) -> Label:
 
 def _limits(lines: Sequence[tuple[Entry, Line]]) -> tuple[float, float]:
     """Of the vertical axis, tens of percent around all that is drawn."""
-    values = [
-        np.atleast_1d(entry.retained_accuracy.mean())
-        if entry.method in styles.MIXED
-        else line.values.mean(axis=0)
-        for entry, line in lines
-    ]
+    values = []
+    for entry, line in lines:
+        if entry.method in styles.MIXED:
+            values.append(np.atleast_1d(entry.retained_accuracy.mean()))
+            continue
+        mean = line.values.mean(axis=0)
+        spread = line.values.std(axis=0, ddof=1) if len(line.values) > 1 else 0.0
+        values += [mean - spread, np.minimum(mean + spread, max(100.0, mean.max()))]
     low = min(float(each.min()) for each in values)
     high = max(float(each.max()) for each in values)
-    return max(0.0, 10 * np.floor((low - 2) / 10)), 10 * np.ceil((high + 1) / 10)
+    # A little above the highest, but no accuracy is more than 100 %.
+    above = high if high == 100 else high + 1
+    return max(0.0, 10 * np.floor((low - 2) / 10)), 10 * np.ceil(above / 10)
 
 
 def _panels(groups: Sequence[str], is_wide: bool) -> tuple[int, int]:
