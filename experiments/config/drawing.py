@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -116,7 +116,7 @@ def draw(
     all_rows = np.arange(len(source.test_labels), dtype=np.int32)
     all_rows = np.broadcast_to(all_rows, (num_tasks, all_rows.size))
 
-    def stack(name, default):
+    def stack(name: str, default: Any) -> np.ndarray:
         values = [getattr(stream, name) for stream in drawn]
         return np.stack([default if value is None else value for value in values])
 

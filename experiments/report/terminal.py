@@ -1,5 +1,6 @@
 """The table of a report on a terminal."""
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -32,6 +33,18 @@ _TERMINAL = (
     Column("train s", lambda e: "" if e.train_s is None else f"{e.train_s:,.1f}"),
 )
 
+# The columns in a few words; the report's page has them in full.
+_WORDS = {
+    "RA %": "accuracy on all tasks at the end",
+    "BTI": "its change since each task was learnt",
+    "LA": "right after",
+    "AAA %": "mean accuracy along the stream",
+    "WC %": "worst-case accuracy",
+    "probe %": "of a linear classifier on the features",
+    "n": "seeds",
+    "grads": "gradients per row",
+}
+
 
 def show(entries: Sequence[Entry], skipped: Sequence[str], console: Console) -> None:
     """Prints one table that fits 80 columns without cutting a number."""
@@ -56,6 +69,9 @@ def show(entries: Sequence[Entry], skipped: Sequence[str], console: Console) -> 
     titles = {title for title, _ in parts}
     for line in tables.text_lines(parts, width):
         say(line, "bold" if line in titles else None)
+    words = [f"{name}: {text}" for name, text in _WORDS.items() if name not in unused]
+    for line in textwrap.wrap("; ".join(words), _WIDTH):
+        say(line, "dim")
     for entry in entries:
         if text := columns.remark(entry):
             say(f"{entry.label}: {text}", "yellow")

@@ -34,7 +34,7 @@ class Checkpoints:
     checkpoint is whole or not there.
     """
 
-    def __init__(self, folder: Path, interval_s: float):
+    def __init__(self, folder: Path, interval_s: float) -> None:
         """Opens a folder.
 
         Args:

@@ -86,7 +86,7 @@ class Recorder:
         train_s: wall time of all training so far, seconds.
     """
 
-    def __init__(self, before: History | None = None):
+    def __init__(self, before: History | None = None) -> None:
         """Begins with nothing, or with what an interrupted run had measured."""
         self._parts = [] if before is None else [before]
         self.train_s = 0.0 if before is None else float(before["train_s"].sum())

@@ -222,6 +222,7 @@ class TestTable:
         table = shown[: shown.index("tables and figures")]
         assert max(map(len, table.splitlines())) <= 80
         assert "77.1 / -8.8" in shown
+        assert "BTI: its change since each task was" in table
 
 
 @pytest.mark.usefixtures("no_figures")
