@@ -619,6 +619,18 @@ class TestFigures:
         assert entry.measure("probe_updates").tolist() == [0, 1, 2]
         assert entry.measure("probe_slow")[:, 0].tolist() == [0, 6]
 
+    # A band that ends above 100 %, and a mean within a point of it.
+    @pytest.mark.parametrize("best", [(0.98, 1.0), (0.995, 0.995)])
+    def test_bands_lie_within_the_axes_and_these_end_at_100_percent(self, best):
+        seeds = np.array([[0.30], [0.80]]), np.array(best)[:, None]
+        near, far = (
+            entry_of(np.broadcast_to(each[..., None], (2, 3, 3)), name)
+            for each, name in zip(seeds, ("er", "lamaml"), strict=True)
+        )
+        low, high = figures.curves("x", [near, far]).axes[0].get_ylim()
+        # The other mean is 55 %, its deviation 35.4.
+        assert 0 <= low <= 55 - 35.4 and high == 100
+
     @pytest.mark.parametrize("num_runs", [2, 9, 16])
     def test_any_number_of_runs_can_be_drawn(self, num_runs):
         accuracy = np.full((2, 3, 3), 0.5, np.float32)

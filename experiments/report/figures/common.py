@@ -106,11 +106,17 @@ def followed(entries: Sequence[Entry]) -> list[Entry]:
     ]
 
 
+def mean_and_sd(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Over the first axis, that of seeds; of one seed the sample deviation is 0."""
+    mean = values.mean(axis=0)
+    return mean, values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
+
+
 def band(
     axes: Any, x: np.ndarray, values: np.ndarray, entry: Entry, **line: Any
 ) -> None:
     """Draws the mean over seeds of [S, N] and a band of one sd, as an entry's line."""
-    mean, color = values.mean(axis=0), entry.style.color
+    (mean, sd), color = mean_and_sd(values), entry.style.color
     look = {
         "color": color,
         "linestyle": LINES[entry.variant % len(LINES)],
@@ -122,7 +128,6 @@ def band(
     }
     axes.plot(x, mean, **look | line)
     if len(values) > 1:
-        sd = values.std(axis=0, ddof=1)
         axes.fill_between(x, mean - sd, mean + sd, color=color, alpha=0.16, lw=0)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.report.entries import Entry
-from experiments.report.figures.common import figure, ink, wrap
+from experiments.report.figures.common import figure, ink, mean_and_sd, wrap
 
 _DECADE = (1, 2, 5)
 # Of the first run of a method, and of further ones.
@@ -152,8 +152,7 @@ def compute(title: str, entries: Sequence[Entry]) -> Any | None:
     points = []
     for entry, amount in zip(shown, amounts, strict=True):
         values, style = entry.retained_accuracy, entry.style
-        mean = float(values.mean())
-        sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        mean, sd = map(float, mean_and_sd(values))
         axes.errorbar(
             amount,
             mean,

@@ -15,6 +15,7 @@ from experiments.report.figures.common import (
     figure,
     followed,
     label_ends,
+    mean_and_sd,
     task_ticks,
     wrap,
 )
@@ -71,21 +72,22 @@ def _draw(axes: Any, entry: Entry, line: Line) -> Label:
     return Label(wrap(entry.title, 32), last, color)
 
 
+def _drawn(entry: Entry, line: Line) -> tuple[np.ndarray, np.ndarray]:
+    """A line's mean and sd, [N]; of what sees all tasks mixed those of its level."""
+    if entry.method in styles.MIXED:
+        return np.atleast_1d(entry.retained_accuracy.mean()), np.zeros(1)
+    return mean_and_sd(line.values)
+
+
 def _limits(lines: Sequence[tuple[Entry, Line]]) -> tuple[float, float]:
-    """Of the vertical axis, tens of percent around all that is drawn."""
-    values = []
-    for entry, line in lines:
-        if entry.method in styles.MIXED:
-            values.append(np.atleast_1d(entry.retained_accuracy.mean()))
-            continue
-        mean = line.values.mean(axis=0)
-        spread = line.values.std(axis=0, ddof=1) if len(line.values) > 1 else 0.0
-        values += [mean - spread, np.minimum(mean + spread, max(100.0, mean.max()))]
-    low = min(float(each.min()) for each in values)
-    high = max(float(each.max()) for each in values)
-    # A little above the highest, but no accuracy is more than 100 %.
-    above = high if high == 100 else high + 1
-    return max(0.0, 10 * np.floor((low - 2) / 10)), 10 * np.ceil(above / 10)
+    """Of the vertical axis, tens of percent around all lines and their bands."""
+    drawn = [_drawn(entry, line) for entry, line in lines]
+    low = min(float((mean - sd).min()) for mean, sd in drawn)
+    high = max(float((mean + sd).max()) for mean, sd in drawn)
+    bottom, top = 10 * np.floor((low - 2) / 10), 10 * np.ceil((high + 1) / 10)
+    if all(mean.max() <= 100 for mean, _ in drawn):  # a band's edge may be above
+        top = min(top, 100.0)
+    return max(0.0, bottom), top
 
 
 def _panels(groups: Sequence[str], is_wide: bool) -> tuple[int, int]:
