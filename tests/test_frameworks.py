@@ -110,9 +110,9 @@ FRAMEWORKS = {
 
 @pytest.mark.parametrize(
     "name",
-    ["flax_linen"]
-    + [
-        pytest.param(n, marks=pytest.mark.slow) for n in FRAMEWORKS if n != "flax_linen"
+    [
+        pytest.param(name, marks=[] if name == "flax_linen" else pytest.mark.slow)
+        for name in FRAMEWORKS
     ],
 )
 def test_meta_updates_reduce_the_meta_loss(name, key):

@@ -174,7 +174,7 @@ def run(tmp_path, names, network="linen", **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["linen", pytest.param("nnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["linen", "nnx"])
 def test_a_network_with_averages_is_trained_and_evaluated(name, tmp_path):
     networks.register(name, MAKERS[name])
     found = run(tmp_path, ["er", "lamaml"], name)

@@ -135,10 +135,7 @@ def run(tmp_path, names, network, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["linen", *(pytest.param(n, marks=pytest.mark.slow) for n in ("nnx", "equinox"))],
-)
+@pytest.mark.parametrize("name", ["linen", "nnx", "equinox"])
 def test_a_network_with_dropout_is_trained_and_evaluated(name, tmp_path):
     networks.register(name, MAKERS[name])
     (found,) = run(tmp_path, ["lamaml"], name)

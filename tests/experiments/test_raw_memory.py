@@ -59,9 +59,7 @@ def trained(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method", ["er", pytest.param("lamaml", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("method", ["er", "lamaml"])
 def test_a_memory_holds_rows_as_they_are_stored(method):
     data, state = trained(config_of(method, augment=("crop", "flip")))
     memory = state.reservoir if method == "er" else state.opt_state.reservoir
