@@ -19,6 +19,10 @@ CASES = {
     "one pixel": ((3, 1, 1, 2), (3, 3, 2, 2), (2, 2), ((1, 1), (1, 1))),
     "cropped": ((2, 6, 9, 2), (3, 3, 2, 2), (2, 2), ((1, 0), (1, 4))),
     "no padding before": ((2, 6, 9, 2), (3, 3, 2, 2), (2, 2), ((0, 1), (1, 0))),
+    "every pixel": ((2, 8, 6, 2), (3, 3, 2, 3), (1, 1), ((1, 1), (1, 1))),
+    "every odd pixel": ((2, 5, 7, 2), (3, 3, 2, 3), (1, 1), ((1, 1), (1, 1))),
+    "every pixel, uneven": ((2, 6, 7, 2), (3, 3, 2, 3), (1, 1), ((0, 0), (2, 4))),
+    "one way each": ((2, 5, 8, 2), (3, 3, 2, 3), (1, 2), ((0, 2), (1, 1))),
 }
 WAYS = networks.convolve_by_matmul, networks.convolve_by_fewer_products
 
@@ -26,7 +30,10 @@ WAYS = networks.convolve_by_matmul, networks.convolve_by_fewer_products
 @pytest.fixture(
     params=[
         pytest.param(
-            case, marks=[] if case[0] in ("published", "odd") else pytest.mark.slow
+            case,
+            marks=[]
+            if case[0] in ("published", "odd", "every pixel")
+            else pytest.mark.slow,
         )
         for case in itertools.product(CASES, WAYS)
     ],
@@ -70,18 +77,20 @@ def test_its_first_and_second_derivatives_too(case):
         np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
-def test_fewer_products_multiply_25_times_where_there_were_36():
+@pytest.mark.parametrize(("stride", "expected"), [(1, 16), (2, 25)])
+def test_fewer_products_multiply_as_often_as_they_say(stride, expected):
     images, kernel = jnp.ones((4, 16, 16, 32)), jnp.ones((3, 3, 32, 8))
 
     def multiplications(convolve):
-        conv = lambda x, k: convolve(x, k, (2, 2), ((1, 1), (1, 1)))
+        conv = lambda x, k: convolve(x, k, (stride, stride), ((1, 1), (1, 1)))
         text = jax.jit(conv).lower(images, kernel).as_text()
         dots = r"dot_general.*?tensor<(\d+)x(\d+)x.*<\d+x(\d+)xf32>$"
         shapes = re.findall(dots, text, re.M)
         return sum(math.prod(map(int, shape)) for shape in shapes)
 
     few, many = map(multiplications, (networks.convolve_by_fewer_products, WAYS[0]))
-    assert many == 4 * 8 * 8 * 9 * 32 * 8 and few * 36 == many * 25
+    assert many == 4 * (16 // stride) ** 2 * 9 * 32 * 8
+    assert few * 36 == many * expected
 
 
 def test_bfloat16_computes_the_layers_and_keeps_weights_and_logits():
