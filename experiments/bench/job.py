@@ -46,7 +46,16 @@ class Job:
         (hyper,) = presets.resolve(benchmark.name, ["lamaml"], overrides)
         source = benchmarks.sources.load_source(benchmark.source, data_dir)
         benchmark = benchmarks.with_tasks_of(benchmark, source.num_classes)
-        self.config = RunConfig(benchmark, "lamaml", tuple(seeds), hyper, probes=probes)
+        # What is timed is updates, not the accuracies between them.
+        benchmark = dataclasses.replace(benchmark, anytime_every=None)
+        self.config = RunConfig(
+            benchmark,
+            "lamaml",
+            tuple(seeds),
+            hyper,
+            setting=benchmark.usual_setting,
+            probes=probes,
+        )
         check_config(self.config)
         data = benchmarks.draw(benchmark, source, self.config.seeds)
         mesh = placement.make_mesh(devices)

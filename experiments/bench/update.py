@@ -1,15 +1,16 @@
 """The main job: La-MAML's meta-update against this machine's rates."""
 
 import dataclasses
-import itertools
 import math
 import resource
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from experiments import networks
 from experiments.bench import timing
 from experiments.bench.job import Job, shortened
 from experiments.bench.settings import Settings
@@ -19,26 +20,42 @@ from experiments.run_folder.measurements import Result
 from experiments.schema.hyperparameters import Hyperparameters
 
 _TASKS = 2
-_FEW_ROWS = 20  # of a task, where an update takes a second
+_FEW_ROWS = 64  # of a task, where an update takes a second
 _FLOAT = 4
+
+
+def _products(jaxpr: Any) -> Iterator[int]:
+    """Multiplications of each product of matrices or convolution, in their order."""
+    for equation in jaxpr.eqns:
+        operands = [variable.aval.shape for variable in equation.invars]
+        outputs = math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            yield outputs * math.prod(operands[0][axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            channels = equation.params["dimension_numbers"].rhs_spec[0]
+            yield outputs * math.prod(operands[1]) // operands[1][channels]
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _products(inner)
 
 
 def _layers(
     benchmark: benchmarks.Benchmark, image_shape: tuple[int, ...], num_classes: int
 ) -> list[int]:
     """Multiplications of each layer on one row, first layer first."""
-    sizes, num_pixels = [], 1
-    if benchmark.channels:
-        height, width, depth = image_shape
-        for channels in benchmark.channels:
-            height, width = -(-height // 2), -(-width // 2)
-            sizes.append(9 * depth * channels * height * width)
-            depth = channels
-        num_pixels = height * width * depth
-    else:
-        num_pixels = math.prod(image_shape)
-    widths = (num_pixels, *benchmark.hidden, num_classes)
-    return sizes + [a * b for a, b in itertools.pairwise(widths)]
+    form = networks.NetworkForm(
+        image_shape, num_classes, benchmark.hidden, benchmark.channels
+    )
+    network = networks.build(benchmark.network, form)
+    image = jnp.zeros((1, *image_shape))
+    weights = jax.eval_shape(network.init, jax.random.key(0), image)
+    if network.running is None:
+        return list(_products(jax.make_jaxpr(network.apply)(weights, image)))
+    averages = jax.eval_shape(network.running.init)
+    predict = network.running.predict
+    return list(_products(jax.make_jaxpr(predict)(weights, averages, image)))
 
 
 def flops_per_meta_update(

@@ -82,10 +82,11 @@ def make_unroll(problem: Problem, hyper: Hyperparameters) -> int | None:
     """How many inner steps are unrolled; None leaves it to the library.
 
     Of a network of convolutions products take longer than passes over its weights, so
-    that a few unrolled steps gain where a perceptron of that size would lose.
+    that a few unrolled steps gain where a perceptron of that size would lose. Of many
+    layers they take too long to compile: four steps of the reduced ResNet-18 370 s on
+    one core in the place of 119, for a tenth of the time of an update.
     """
-    has_convolutions = len(problem.example["image"].shape) == 3
-    if has_convolutions and (hyper.inner_steps or 0) <= 5:
+    if problem.has_few_convolutions and (hyper.inner_steps or 0) <= 5:
         return hyper.inner_steps
     return None
 

@@ -35,6 +35,8 @@ class Problem(NamedTuple):
     classes_per_task``; None where all tasks share their classes."""
     head_fn: Callable[[lm.Params], lm.Params] | None = None
     """``weights -> tree of bools``: True for the leaves of the last layer."""
+    has_few_convolutions: bool = False
+    """Whether the network is a published one of convolutions, six layers or seven."""
 
     @property
     def is_task_aware(self) -> bool:

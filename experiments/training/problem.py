@@ -11,6 +11,7 @@ from experiments import networks
 from experiments.config.run_config import RunConfig
 from experiments.data.targets import LOSSES
 from experiments.methods.problem import Problem
+from experiments.schema.benchmark import PUBLISHED
 from experiments.training.inputs import DataForm
 
 
@@ -65,6 +66,8 @@ def make_problem(
         num_classes=form.num_classes,
         classes_per_task=classes_per_task,
         head_fn=networks.head_fn_of(benchmark.network),
+        has_few_convolutions=benchmark.network == PUBLISHED
+        and len(benchmark.channels) > 0,
     )
 
 

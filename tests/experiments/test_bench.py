@@ -106,6 +106,20 @@ def test_products_of_a_second_order_convolution_are_counted():
     assert update.flops_per_meta_update(benchmark, hyper, (5, 5, 3), 7) == expected
 
 
+def test_products_of_a_network_with_averages_are_counted():
+    benchmark = dataclasses.replace(
+        benchmarks.get_benchmark("cifar100-online"), channels=(2, 3)
+    )
+    (hyper,) = presets.resolve("cifar100-online", ["lamaml"], {})
+    query = hyper.batch_size + hyper.replay_size
+    rows = 4 * hyper.batch_size + hyper.inner_steps * query
+    # 4x4x3, the stem, two blocks of 2 channels; 2x2x3 after one of stride 2
+    stem, first = 16 * 9 * 3 * 2, 4 * 16 * 9 * 2 * 2
+    second = 4 * (9 * 2 * 3 + 2 * 3) + 3 * 4 * 9 * 3 * 3
+    expected = rows * (4 * stem + 6 * (first + second + 3 * 7))
+    assert update.flops_per_meta_update(benchmark, hyper, (4, 4, 3), 7) == expected
+
+
 def test_works_take_turns_and_the_first_round_does_not_count():
     calls = []
     works = {name: (lambda name=name: calls.append(name)) for name in "ab"}

@@ -134,6 +134,17 @@ def test_a_loop_over_the_inner_steps_is_noticed(stored, monkeypatch):
     assert {"flops", "bytes", "fusions"} <= found.keys()
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("cifar100-split", 5), ("cifar100-online", None), ("mnist-rotations", None)],
+)
+def test_inner_steps_of_few_convolutions_alone_are_unrolled(name, expected):
+    (hyper,) = presets.resolve(name, ["lamaml"], {})
+    config = RunConfig(benchmarks.get_benchmark(name), "lamaml", (0,), hyper)
+    problem = make_problem(config, DataForm((32, 32, 3), 100, 255))
+    assert lookahead.make_unroll(problem, hyper) == expected
+
+
 def test_what_the_guard_is_for_moves_a_figure():
     figures = {"flops": 100.0, "bytes": 100.0, "copies": 0}
     assert not moved(figures, {"flops": 101.9, "bytes": 98.1, "copies": 0})
