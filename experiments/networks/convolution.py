@@ -10,8 +10,8 @@ _MIN_CHANNELS = 16
 _MIN_POSITIONS = 256
 """From which on fewer products are faster: of stride 2 and 160 channels those of 1,280
 positions take 0.75 of the time, of 320 0.79, of 128 0.88, of 32 1.19; of 3 channels
-those of stride 1 take 1.7 times as long (`bench convolution`). Lower limits would gain a
-little, and change the bits of stored runs."""
+those of stride 1 take 1.7 times as long (`bench convolution`). A lower limit would gain
+a little, and change the bits of stored runs."""
 
 
 def convolve_by_matmul(

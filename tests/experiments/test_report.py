@@ -8,8 +8,10 @@ import subprocess
 import sys
 import xml.etree.ElementTree
 
+import matplotlib.figure
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
 from stored_runs import cost_of, entry_of, example, store_run
@@ -462,6 +464,16 @@ class TestFigures:
         (line,) = axes.lines
         assert line.get_xdata().tolist() == [1, 2, 4]
         np.testing.assert_allclose(line.get_ydata(), [90, 50, 50], rtol=1e-6)
+
+    def test_the_line_to_a_crowded_label_crosses_no_other(self):
+        axes = matplotlib.figure.Figure().subplots()
+        axes.set_ylim(0, 100)
+        labels = [common.Label(f"method {n}", 90 + n / 10, "black") for n in range(9)]
+        common.label_ends(axes, labels, 2)
+        axes.figure.draw_without_rendering()
+        left = min(Text.get_window_extent(text).x0 for text in axes.texts)
+        for text in axes.texts:
+            assert text.arrow_patch.get_window_extent().x1 < left + 1
 
     def test_a_run_tested_at_its_ends_only_has_no_curve_and_no_matrix(self):
         accuracy = self.sparse()

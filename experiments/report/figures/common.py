@@ -203,6 +203,7 @@ def label_ends(axes: Any, labels: Sequence[Label], height_in: float) -> None:
                 "arrowstyle": "-",
                 "color": label.color,
                 "linewidth": 0.5,
+                "relpos": (0, 0.5),  # the left end, so that no line crosses a label
                 "shrinkA": 1,
                 "shrinkB": 1,
             },
