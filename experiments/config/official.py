@@ -16,10 +16,15 @@ Sources, by method:
 - On the online benchmarks, from the survey of Soutif-Cormerais et al. 2023
   (arXiv:2308.10328): 10 incoming and 10 replayed rows, three updates on each batch
   (``glances``), on CIFAR-100 a memory of 2,000 rows; MER goes over each batch in its
-  own way. The methods of ``methods/lookahead.py``, POCL and LOR have on CIFAR-100 what
-  VR-MCL's repository commands, all alike: 32 incoming and 32 replayed rows, inner
-  batches of 8 in second order, one update per batch, initial step sizes 0.1, a rate of
-  0.25 for them; where weights have a rate of their own it is 0.1 too. All else is as on
+  own way. On CIFAR-100 ER and ER-ACE have the rates that the survey's search chose
+  (AlbinSou/ocl_survey, ``best_configs``, commit 427fb1d), without clipping, as there.
+  Its ER-ACE weights the two means of the loss by 0.45 and 0.55 where ours adds them up,
+  so that ours has half its rate. Online and IID have ER's. The survey's DER has a
+  weight of nothing on the logits, which makes it ER; DER++ here keeps its authors'. The
+  methods of ``methods/lookahead.py``, POCL and LOR have on CIFAR-100 what VR-MCL's
+  repository commands, all alike: 32 incoming and 32 replayed rows, inner batches of 8
+  in second order, one update per batch, initial step sizes 0.1, a rate of 0.25 for
+  them; where weights have a rate of their own it is 0.1 too. All else is as on
   ``mnist-rotations`` and ``cifar100-split``. Fashion-MNIST and Tiny ImageNet take what
   those two have. None was tuned here.
 - VR-MCL: a momentum of 0.15 and a rate of 0.35 for the weights, from the command of its
@@ -99,6 +104,8 @@ _CIFAR_ONLINE = _survey(
     official_images.CIFAR["multi"]["iid"],
     capacity=2000,
 )
+_NO_CLIP = 1e6
+_SURVEY_ER = dict(learning_rate=0.0599, max_grad_norm=_NO_CLIP)
 _LINE_SIZES = dict(batch_size=32, replay_size=32, glances=1)
 _LINE = change(
     official_images.CIFAR["single"]["lamaml"],
@@ -108,6 +115,12 @@ _LINE = change(
 )
 _LINE_CMAML = change(_LINE, step_size_learning_rate=None, learning_rate=0.1)
 _CIFAR_ONLINE |= {
+    "er": change(_CIFAR_ONLINE["er"], **_SURVEY_ER),
+    "er_ace": change(
+        _CIFAR_ONLINE["er_ace"], learning_rate=0.0124, max_grad_norm=_NO_CLIP
+    ),
+    "online": change(_CIFAR_ONLINE["online"], **_SURVEY_ER),
+    "iid": change(_CIFAR_ONLINE["iid"], **_SURVEY_ER),
     "lamaml": _LINE,
     "sync": change(_LINE, learning_rate=0.1),
     "cmaml": _LINE_CMAML,
