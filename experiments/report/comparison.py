@@ -155,8 +155,8 @@ def overview_table(comparisons: Sequence[Comparison]) -> tables.Table:
 
 NOTE = (
     "Mean ± sample standard deviation (number of seeds, where it differs) [figures of "
-    "others: the authors' code, their figures, the paper]. What it cost: gradients per "
-    "row, training per seed and memory."
+    "others: the authors' code, their figures, the paper, a survey]. What it cost: "
+    "gradients per row, training per seed and memory."
 )
 
 

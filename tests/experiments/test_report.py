@@ -17,6 +17,8 @@ from rich.console import Console
 from stored_runs import cost_of, entry_of, example, store_run
 
 from experiments import bench, report, run_folder
+from experiments.config import benchmarks, presets
+from experiments.config.run_config import RunConfig, config_record
 from experiments.report import captions, figures, published, wording
 from experiments.report.entries import make_entries, variant_labels
 from experiments.report.figures import common
@@ -369,6 +371,14 @@ class TestPublished:
     )
     def test_a_run_of_other_settings_has_nothing_beside_it(self, change):
         assert published.look_up(ROTATIONS | change) == ()
+
+    def test_the_preset_of_er_online_stands_beside_the_surveys_runs(self):
+        benchmark = benchmarks.get_benchmark("cifar100-online")
+        (hyper,) = presets.resolve(benchmark.name, ["er"], {})
+        config = config_record(RunConfig(benchmark, "er", (0,), hyper))
+        (found,) = published.look_up(config)
+        assert found.ra == pytest.approx(28.15)
+        assert published.look_up(config | {"capacity": 1000}) == ()
 
     def test_image_figures_are_told_apart_by_passes(self):
         assert published.look_up(TINY | {"method": "mer", "passes": "multi"}) == ()
