@@ -208,8 +208,9 @@ def register(
     kind = stream if isinstance(stream, str) else name
     if (kind == SPLIT) > (fields.get("classes_per_task") is not None):
         raise UserError(f"{name}: classes_per_task: expected for a split")
-    if len(sizes) < 2:
-        raise UserError(f"{name}: num_tasks, rows_per_task: expected whole numbers")
+    if missing := given.keys() - sizes.keys():
+        names = ", ".join(each for each in given if each in missing)
+        raise UserError(f"{name}: {names}: expected a whole number, received None")
     source = name
     if isinstance(data, str):
         source = data

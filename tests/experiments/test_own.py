@@ -295,7 +295,7 @@ def test_a_function_draws_for_each_seed(tmp_path):
         ),
         ({"stream": "spirals"}, "stream: expected one of rotations, permutations"),
         ({"classes_per_task": None}, "classes_per_task: expected for a split"),
-        ({"num_tasks": None}, "num_tasks, rows_per_task: expected whole numbers"),
+        ({"num_tasks": None}, "clusters: num_tasks: expected a whole number"),
         ({"chanels": (3,)}, "unknown field 'chanels'; did you mean channels"),
         ({"eval_every": 0.5}, "clusters: eval_every: expected a whole number"),
         ({"stream": experiments.Stream([1, 2])}, r"expected rows \[T, R\]"),
