@@ -71,10 +71,6 @@ def _split(x: jax.Array, axis: int) -> list[jax.Array]:
     return [jax.lax.squeeze(part, (axis,)) for part in parts]
 
 
-def _join(*parts: jax.Array) -> jax.Array:
-    return jnp.concatenate(parts, -1)
-
-
 def _inputs_at_1(x: jax.Array, axis: int) -> tuple[jax.Array, ...]:
     """Of each pair of rows and the next: s0 - s2; s1 + s2; s2 - s1; s1 - s3."""
     pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
@@ -103,7 +99,8 @@ def _inputs_at_2(x: jax.Array, axis: int) -> tuple[jax.Array, ...]:
     above = jax.lax.slice_in_dim(s4, 0, s4.shape[axis] - 1, axis=axis)
     zeros = jnp.zeros_like(jax.lax.slice_in_dim(s4, 0, 1, axis=axis))
     s0 = jnp.concatenate([zeros, above], axis)
-    return _join(s0 - s2, s1), s2, _join(s4 - s2, s3)
+    join = lambda *parts: jnp.concatenate(parts, -1)
+    return join(s0 - s2, s1), s2, join(s4 - s2, s3)
 
 
 def _factors_at_2(kernel: jax.Array) -> tuple[jax.Array, ...]:

@@ -135,6 +135,8 @@ _ONLINE = (
             "capacity": 2000,
             "glances": 3,
             "learning_rate": 0.0599,
+            "max_grad_norm": 1e6,
+            "network": "reduced-resnet18-batchnorm",
         },
     ),
 )

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import bench
 from experiments.bench import timing, update
+from experiments.bench.job import Job
 from experiments.bench.scaling import device_counts
 from experiments.cli import app as command_line
 from experiments.config import benchmarks, presets
@@ -118,6 +119,19 @@ def test_products_of_a_network_with_averages_are_counted():
     second = 4 * (9 * 2 * 3 + 2 * 3) + 3 * 4 * 9 * 3 * 3
     expected = rows * (4 * stem + 6 * (first + second + 3 * 7))
     assert update.flops_per_meta_update(benchmark, hyper, (4, 4, 3), 7) == expected
+
+
+@pytest.mark.slow
+def test_updates_of_an_online_benchmark_are_timed(tmp_path):
+    benchmark = dataclasses.replace(
+        benchmarks.get_benchmark("digits-rotations"),
+        **dict(stream="split", classes_per_task=2, num_tasks=5, rows_per_task=60),
+        **dict(is_online=True, anytime_every=2),
+    )
+    job = Job(benchmark, range(1), tmp_path)
+    assert not job.config.is_aware and job.config.benchmark.anytime_every is None
+    state = job.train(0, 1)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.weights))
 
 
 def test_works_take_turns_and_the_first_round_does_not_count():
