@@ -378,7 +378,12 @@ class TestPublished:
         config = config_record(RunConfig(benchmark, "er", (0,), hyper))
         (found,) = published.look_up(config)
         assert found.ra == pytest.approx(28.15)
-        assert published.look_up(config | {"capacity": 1000}) == ()
+        for change in (
+            {"capacity": 1000},
+            {"max_grad_norm": 2.0},
+            {"network": "reduced-resnet18"},
+        ):
+            assert published.look_up(config | change) == ()
 
     def test_image_figures_are_told_apart_by_passes(self):
         assert published.look_up(TINY | {"method": "mer", "passes": "multi"}) == ()
@@ -474,6 +479,12 @@ class TestFigures:
         (line,) = axes.lines
         assert line.get_xdata().tolist() == [1, 2, 4]
         np.testing.assert_allclose(line.get_ydata(), [90, 50, 50], rtol=1e-6)
+
+    def test_a_matrix_alone_is_in_the_middle_of_its_page(self):
+        page = figures.matrices("x", [entry_of(np.full((1, 4, 4), 0.5, np.float32))])
+        page.draw_without_rendering()
+        box = page.axes[0].get_position()
+        assert abs((box.x0 + box.x1) / 2 - 0.5) < 0.1
 
     def test_the_line_to_a_crowded_label_crosses_no_other(self):
         axes = matplotlib.figure.Figure().subplots()

@@ -201,6 +201,11 @@ def matrices(title: str, entries: Sequence[Entry]) -> Any | None:
         axes.tick_params(labelbottom=not below, labelleft=number % columns == 0)
     _draw_colors(page, mesh, used, list(panels.flat[len(entries) :]))
     page.supxlabel("task tested", fontsize=8)
-    page.supylabel("number of tasks learnt", fontsize=8)
+    learnt_label = "number of tasks learnt"
+    if columns < 3:  # in the middle, with the label beside them
+        page.set_layout_engine("compressed")
+        used[0].set_ylabel(learnt_label)
+    else:
+        page.supylabel(learnt_label, fontsize=8)
     page.suptitle(title, fontsize=9)
     return page
