@@ -35,6 +35,10 @@ from experiments.support.errors import UserError
 from experiments.support.suggestions import did_you_mean, unknown
 
 
+def _trained_weights(state: Any) -> lm.Params:
+    return state.weights
+
+
 class Method(NamedTuple):
     """How a method is built, and what it asks of a benchmark."""
 
@@ -51,6 +55,9 @@ class Method(NamedTuple):
     """No class may belong to two tasks."""
     mixes_tasks: bool = False
     """It is shown the rows of all tasks mixed, an upper bound."""
+    predicting_weights: Callable[[Any], lm.Params] = _trained_weights
+    """``state -> weights`` with which it predicts; those that it trains unless it keeps
+    others, such as their average."""
     make_scores: Callable[..., Callable[[Any, Any], Any]] | None = None
     """``(problem, hyper) -> scores_fn`` with ``scores_fn(state, images [B, ...]) -> [B,
     Y]``, for methods that do not predict with the logits; ``state`` is theirs."""
@@ -90,7 +97,7 @@ METHODS: dict[str, Method] = {
         cls_er.cls_er,
         cls_er.cost,
         cls_er.ClsErHyperparameters,
-        make_scores=cls_er.cls_er_scores,
+        predicting_weights=lambda state: state.stable,
         needs_classes=True,
     ),
     "pocl": Method(pocl.pocl, pocl.cost, needs_classes=True),
@@ -150,8 +157,9 @@ def register(
         color: of matplotlib's; one that is free if None.
         marker: likewise.
         **needs: other fields of ``Method``: ``cost``, ``needs_tasks``,
-            ``needs_own_classes``, ``needs_one_head``, ``mixes_tasks``, ``make_scores``,
-            ``scores_by_rows``, ``takes_rows_alone``, ``needs_classes``.
+            ``needs_own_classes``, ``needs_one_head``, ``mixes_tasks``,
+            ``predicting_weights``, ``make_scores``, ``scores_by_rows``,
+            ``takes_rows_alone``, ``needs_classes``.
 
     Raises:
         UserError: a name is taken, or a hyper-parameter or colour that cannot be.

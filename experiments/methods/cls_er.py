@@ -138,22 +138,6 @@ def cost(problem: Problem, hyper: ClsErHyperparameters) -> Cost:
     )
 
 
-def cls_er_scores(
-    problem: Problem, hyper: ClsErHyperparameters
-) -> Callable[[ClsErState, jax.Array], jax.Array]:
-    """Builds the prediction of CLS-ER, the logits of its stable average.
-
-    Args:
-        problem: gives the network.
-        hyper: not read.
-
-    Returns:
-        ``scores(state, images [B, ...]) -> [B, Y]``.
-    """
-    del hyper
-    return lambda state, images: problem.logits_fn(state.stable, images)
-
-
 def make_step(problem: Problem, hyper: ClsErHyperparameters) -> Callable[..., Any]:
     """Builds one update of the weights and both averages.
 

@@ -41,16 +41,16 @@ def make_prediction(
         problem: whose images are inputs of the network.
         running: what the network carries beside its weights, if anything.
     """
-    make_scores = methods.METHODS[config.method].make_scores
-    weights_of = lambda state: state.weights
+    method = methods.METHODS[config.method]
+    predicting = method.predicting_weights
     if running is not None:
+        subject = model_state.make_subject(predicting)
         scores_fn = model_state.scores_of(running)
-        return Prediction(model_state.subject_of, scores_fn, weights_of)
-    if make_scores is not None:
-        scores_fn = make_scores(problem, config.hyper)
-        return Prediction(lambda state: state, scores_fn, weights_of)
-    assert problem.logits_fn is not None
-    return Prediction(weights_of, problem.logits_fn, lambda weights: weights)
+        return Prediction(subject, scores_fn, lambda subject: subject.weights)
+    if method.make_scores is not None:
+        scores_fn = method.make_scores(problem, config.hyper)
+        return Prediction(lambda state: state, scores_fn, predicting)
+    return Prediction(predicting, problem.logits_fn, lambda weights: weights)
 
 
 def as_predicted(problem: Problem, running: Running | None) -> LastLayer:
@@ -98,8 +98,13 @@ def make_learner_of(
             running = network.with_key(key).running
             if running is None:
                 return learner
-            prepare = _prepare_with(config, form, key)
-            return model_state.carried(learner, running, hyper.replay_size, prepare)
+            return model_state.carried(
+                learner,
+                running,
+                hyper.replay_size,
+                _prepare_with(config, form, key),
+                methods.METHODS[config.method].predicting_weights,
+            )
 
         if config.benchmark.raw_memory or network.draws:
             return keyed_by_batch(make)

@@ -3,7 +3,8 @@
 A method's loss is that of training: rows are normalised by the rows beside them. After
 each batch that a learner has observed, the averages are moved by one pass over its rows
 and as many replayed ones as the method draws, drawn anew from its memory: a method that
-replays is evaluated by averages over old rows too.
+replays is evaluated by averages over old rows too. The pass is that of the weights with
+which the method predicts.
 """
 
 from collections.abc import Callable
@@ -35,9 +36,24 @@ class Subject(NamedTuple):
     averages: Any
 
 
-def subject_of(state: Carried) -> Subject:
-    """Returns what is evaluated."""
-    return Subject(state.weights, state.averages)
+def _joined(state: Carried) -> Any:
+    """Returns the state of the method's learner."""
+    return state.learner._replace(weights=state.weights)
+
+
+def _trained_weights(state: Any) -> lm.Params:
+    return state.weights
+
+
+def make_subject(
+    predicting: Callable[[Any], lm.Params] = _trained_weights,
+) -> Callable[[Carried], Subject]:
+    """Makes what returns what is evaluated.
+
+    Args:
+        predicting: the weights in a learner's state with which it predicts.
+    """
+    return lambda state: Subject(predicting(_joined(state)), state.averages)
 
 
 def scores_of(running: Running) -> Callable[[Subject, jax.Array], jax.Array]:
@@ -75,6 +91,7 @@ def carried(
     running: Running,
     replay_size: int | None,
     prepare: Callable[[jax.Array], jax.Array] | None = None,
+    predicting: Callable[[Any], lm.Params] = _trained_weights,
 ) -> lm.Learner:
     """Makes a learner that carries a network's running averages.
 
@@ -84,6 +101,7 @@ def carried(
         replay_size: R, rows of its memory that the averages see beside each batch;
             None or no memory: none.
         prepare: what makes inputs of images; None if they are.
+        predicting: the weights in a learner's state with which it predicts.
 
     Returns:
         A learner whose states are ``Carried``; rows have ``image``.
@@ -91,9 +109,6 @@ def carried(
 
     def split(state: Any, averages: Any) -> Carried:
         return Carried(state.weights, state._replace(weights=None), averages)
-
-    def joined(state: Carried) -> Any:
-        return state.learner._replace(weights=state.weights)
 
     def init(key: lm.Key, weights: lm.Params) -> Carried:
         return split(learner.init(key, weights), running.init())
@@ -105,16 +120,16 @@ def carried(
         batch_mask: lm.Mask | None = None,
         remember: Any = True,
     ) -> tuple[Carried, Any]:
-        after, info = learner.observe(key, joined(state), batch, batch_mask, remember)
+        after, info = learner.observe(key, _joined(state), batch, batch_mask, remember)
         images = batch["image"]
         draw_key = jax.random.fold_in(key, _KEY_OF_DRAW)
         old = _replayed(draw_key, after, images, replay_size) if replay_size else None
         seen = images if old is None else jnp.concatenate([old, images])
         seen = seen if prepare is None else prepare(seen)
-        return split(after, running.move(after.weights, state.averages, seen)), info
+        return split(after, running.move(predicting(after), state.averages, seen)), info
 
     def end_task(key: lm.Key, state: Carried) -> Carried:
         assert learner.end_task is not None
-        return split(learner.end_task(key, joined(state)), state.averages)
+        return split(learner.end_task(key, _joined(state)), state.averages)
 
     return lm.Learner(init, observe, None if learner.end_task is None else end_task)
