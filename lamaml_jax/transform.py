@@ -119,7 +119,6 @@ def _draw(
     if reservoir is None:
         data = _Data(support, batch, support_mask, batch_mask, key=loss_key)
         return data, memory
-    checks.check_like_stored("batch", batch, memory.rows)
     replayed, replay_mask, memory = reservoir.sample_and_add(
         replay_key, add_key, memory, drawing.replay_size, rows, row_mask & remember
     )

@@ -195,7 +195,7 @@ def test_rows_that_do_not_fit_the_reservoir_are_an_error():
     learner, _ = learner_and_tx()
     batch = make_rows(1.0, B)
     wrong = batch | {"y": batch["y"].astype(jnp.bfloat16)}
-    with pytest.raises(TypeError, match=r"batch\['y'\]: expected dtype float32"):
+    with pytest.raises(TypeError, match=r"rows\['y'\]: expected dtype float32"):
         learner.observe(jax.random.key(0), fresh(), wrong)
 
 

@@ -19,7 +19,7 @@ from experiments.support.paths import check_local
 
 _SIZES = (
     *("num_tasks", "rows_per_task", "classes_per_task", "blur"),
-    *("eval_every", "network"),
+    *("eval_every", "network", "loss"),
 )
 
 

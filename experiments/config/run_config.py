@@ -119,6 +119,13 @@ def _check_targets(config: RunConfig) -> None:
     methods.check_targets(config.method, of_classes=of_classes)
     if config.linear_probe and not of_classes:
         raise UserError(f"linear_probe: of classes, and {benchmark.loss} has none")
+    if targets.LOSSES[benchmark.loss].is_asymmetric and (
+        config.is_aware or config.method == "er_ace"
+    ):
+        raise UserError(
+            f"loss: {benchmark.loss} is about the outputs of all classes, and what "
+            "er_ace has of its own; choose another for --setting aware and for er_ace"
+        )
     if getattr(config.hyper, "memory", None) == "balanced" and not of_classes:
         raise UserError(f"memory: balanced over classes, and {benchmark.loss} has none")
 

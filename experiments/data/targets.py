@@ -24,6 +24,8 @@ class Loss(NamedTuple):
     fn: LossFn
     of_classes: bool = False
     """Whether targets are classes."""
+    is_asymmetric: bool = False
+    """Whether incoming rows' losses cover the classes of their batch alone."""
 
 
 class Metric(NamedTuple):
@@ -81,9 +83,11 @@ def negative_squared_error(
 
 
 CROSS_ENTROPY, ACCURACY = "cross_entropy", "accuracy"
+_cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 LOSSES: dict[str, Loss] = {
-    CROSS_ENTROPY: Loss(
-        optax.softmax_cross_entropy_with_integer_labels, of_classes=True
+    CROSS_ENTROPY: Loss(_cross_entropy, of_classes=True),
+    "asymmetric_cross_entropy": Loss(
+        _cross_entropy, of_classes=True, is_asymmetric=True
     ),
     "squared_error": Loss(squared_error),
     "absolute_error": Loss(absolute_error),

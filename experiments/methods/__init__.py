@@ -6,10 +6,11 @@ theirs that calls ``register``.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import lamaml_jax as lm
 from experiments.methods import (
+    asymmetric,
     cls_er,
     derpp,
     episodic,
@@ -25,54 +26,14 @@ from experiments.methods import (
     replay,
     upgd,
 )
-from experiments.methods.cost import Cost
 from experiments.methods.hyperparameters import with_own
+from experiments.methods.method import Method
 from experiments.methods.problem import Problem
 from experiments.schema.fields import fields
 from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support import registry, styles
 from experiments.support.errors import UserError
 from experiments.support.suggestions import did_you_mean, unknown
-
-
-def _trained_weights(state: Any) -> lm.Params:
-    return state.weights
-
-
-class Method(NamedTuple):
-    """How a method is built, and what it asks of a benchmark."""
-
-    make: Callable[[Problem, Any], lm.Learner]
-    """From a problem and an instance of ``told``."""
-    cost: Callable[[Problem, Any], Cost] | None = None
-    """Counts what it asks for; of the problem it reads sizes only. Tables have no cost
-    of a method without it."""
-    told: type[Hyperparameters] = Hyperparameters
-    """What it is told: what several methods are, and fields of its own."""
-    needs_tasks: bool = False
-    """The learner reads task ids or ends of tasks."""
-    needs_own_classes: bool = False
-    """No class may belong to two tasks."""
-    mixes_tasks: bool = False
-    """It is shown the rows of all tasks mixed, an upper bound."""
-    predicting_weights: Callable[[Any], lm.Params] = _trained_weights
-    """``state -> weights`` with which it predicts; those that it trains unless it keeps
-    others, such as their average."""
-    make_scores: Callable[..., Callable[[Any, Any], Any]] | None = None
-    """``(problem, hyper) -> scores_fn`` with ``scores_fn(state, images [B, ...]) -> [B,
-    Y]``, for methods that do not predict with the logits; ``state`` is theirs."""
-    hyper: Hyperparameters | None = None
-    """What it is told on every benchmark, of a person's own method; of others
-    ``presets`` has it, by benchmark."""
-    scores_by_rows: bool = False
-    """It predicts with rows that it keeps."""
-    takes_rows_alone: bool = False
-    """It asks for gradients or outputs of single rows, which BatchNorm mixes."""
-    needs_classes: bool = False
-    """What is learnt are classes, not real numbers."""
-    needs_one_head: bool = False
-    """It is about the outputs of all classes, not about heads masked by task."""
-
 
 METHODS: dict[str, Method] = {
     "lamaml": Method(
@@ -202,7 +163,10 @@ def make_learner(name: str, problem: Problem, hyper: Hyperparameters) -> lm.Lear
         own_classes=problem.classes_per_task is not None,
     )
     try:
-        return _checked(name, method.make(problem, hyper))
+        learner = _checked(name, method.make(problem, hyper))
+        if problem.is_asymmetric:
+            return asymmetric.covering_own(learner, problem.num_classes)
+        return learner
     except (TypeError, ValueError) as error:
         raise UserError(f"method {name!r}: {error}") from error
 

@@ -193,7 +193,7 @@ def cls_er(problem: Problem, hyper: ClsErHyperparameters) -> lm.Learner:
     References:
         Arani et al. 2022, arXiv:2201.12604, algorithm 1.
     """
-    reservoir = make_reservoir(hyper, problem.example)
+    reservoir = make_reservoir(problem, hyper)
     tx = clipped_sgd(hyper)
     step = make_step(problem, hyper)
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 import lamaml_jax as lm
+from experiments.methods.asymmetric import covering_all
+from experiments.methods.problem import Problem
 from experiments.schema.hyperparameters import Hyperparameters
 
 
@@ -18,10 +20,34 @@ def valid_rows(batch: lm.Batch, batch_mask: lm.Mask | None) -> lm.Mask:
 
 
 def make_reservoir(
-    hyper: Hyperparameters, example: Mapping[str, jax.ShapeDtypeStruct]
+    problem: Problem,
+    hyper: Hyperparameters,
+    *,
+    example: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    replace: bool = True,
 ) -> lm.Reservoir:
-    """Builds the reservoir that ``hyper`` asks for, of rows like ``example``."""
-    return lm.make_reservoir(hyper.capacity, example, acceptance=hyper.acceptance)
+    """Builds the reservoir that ``hyper`` asks for.
+
+    Args:
+        problem: gives the form of one row, and what losses cover.
+        hyper: gives capacity and rule.
+        example: form of a row that has more than the problem's.
+        replace: whether a draw may hold a row twice.
+    """
+    reservoir = lm.make_reservoir(
+        hyper.capacity,
+        example or problem.example,
+        acceptance=hyper.acceptance,
+        replace=replace,
+    )
+    return as_replayed(problem, reservoir)
+
+
+def as_replayed(problem: Problem, reservoir: lm.Reservoir) -> lm.Reservoir:
+    """Makes a memory of the problem's rows one whose draws say what losses cover."""
+    if problem.is_asymmetric:
+        return covering_all(reservoir, problem.num_classes)
+    return reservoir
 
 
 def scan_glances(

@@ -95,7 +95,7 @@ def derpp(problem: Problem, hyper: DerHyperparameters) -> lm.Learner:
     References:
         Buzzega et al. 2020, arXiv:2004.07211, equation 6.
     """
-    reservoir = make_reservoir(hyper, _example(problem))
+    reservoir = make_reservoir(problem, hyper, example=_example(problem))
     tx = clipped_sgd(hyper)
     value_and_grad = jax.value_and_grad(der_loss(problem, hyper), has_aux=True)
 

@@ -114,7 +114,7 @@ def la_er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Gupta et al. 2020, arXiv:2007.13904, appendix ("La-ER").
     """
-    reservoir = make_reservoir(hyper, problem.example)
+    reservoir = make_reservoir(problem, hyper)
     rule, update = make_update(problem.loss_fn, hyper)
 
     def init(key: lm.Key, weights: lm.Params) -> LaErState:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
-from experiments.methods.common import make_reservoir
+from experiments.methods.common import as_replayed, make_reservoir
 from experiments.methods.cost import (
     Cost,
     bytes_of,
@@ -59,13 +59,14 @@ def _step_size_init(hyper: LookAheadHyperparameters) -> Any:
 def make_memory(problem: Problem, hyper: LookAheadHyperparameters) -> lm.Reservoir:
     """Builds the memory that ``hyper`` asks for."""
     if hyper.memory == "balanced":
-        return lm.make_balanced_reservoir(
+        reservoir = lm.make_balanced_reservoir(
             hyper.capacity,
             problem.example,
             num_classes=problem.num_classes,
             label_fn=_labels,
         )
-    return make_reservoir(hyper, problem.example)
+        return as_replayed(problem, reservoir)
+    return make_reservoir(problem, hyper)
 
 
 def _labels(rows: lm.Batch) -> jax.Array:

@@ -113,5 +113,5 @@ def lor(problem: Problem, hyper: LorHyperparameters) -> lm.Learner:
     References:
         Lai et al., "Beyond Myopic Alignment", CVPR 2026.
     """
-    reservoir = make_reservoir(hyper, problem.example)
+    reservoir = make_reservoir(problem, hyper)
     return make_replay_learner(make_update(problem, hyper), hyper, reservoir)

@@ -204,7 +204,7 @@ def mer(problem: Problem, hyper: MerHyperparameters) -> lm.Learner:
     """
     if hyper.rounds < 1:
         raise UserError(f"rounds: expected at least 1, received {hyper.rounds}")
-    reservoir = make_reservoir(hyper, problem.example)
+    reservoir = make_reservoir(problem, hyper)
     observe_row = _make_observe_row(problem.loss_fn, hyper, reservoir)
 
     def init(key: lm.Key, weights: lm.Params) -> MerState:

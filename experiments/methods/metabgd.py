@@ -231,7 +231,7 @@ def metabgd(problem: Problem, hyper: MetaBgdHyperparameters) -> lm.Learner:
     """
     if hyper.mc_samples < 1:
         raise UserError(f"mc_samples: expected at least 1, received {hyper.mc_samples}")
-    reservoir = make_reservoir(hyper, problem.example)
+    reservoir = make_reservoir(problem, hyper)
     update = make_update(problem.loss_fn, hyper)
 
     def observe(

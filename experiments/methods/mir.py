@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import lamaml_jax as lm
+from experiments.methods.common import make_reservoir
 from experiments.methods.descent import clipped_sgd
 from experiments.methods.problem import Problem
 from experiments.methods.replay import SgdInfo, make_replay_learner
@@ -90,9 +91,7 @@ def mir(problem: Problem, hyper: MirHyperparameters) -> lm.Learner:
             f"candidates: expected at least the {hyper.replay_size} rows to replay, "
             f"received {hyper.candidates}"
         )
-    reservoir = lm.make_reservoir(
-        hyper.capacity, problem.example, acceptance=hyper.acceptance, replace=False
-    )
+    reservoir = make_reservoir(problem, hyper, replace=False)
     return make_replay_learner(
         make_update(problem, hyper), hyper, reservoir, hyper.candidates
     )

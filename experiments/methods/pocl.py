@@ -68,8 +68,7 @@ def make_loss(problem: Problem) -> Callable[..., jax.Array]:
         within = lm.losses.multi_head_cross_entropy(
             logits, labels, labels // size, size
         )
-        over_all = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.where(batch["is_inner"], within, over_all)
+        return jnp.where(batch["is_inner"], within, problem.loss_fn(weights, rows))
 
     return loss_fn
 
@@ -177,5 +176,5 @@ def pocl(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
         Wu et al., "Modeling Previous Task Interrelations via Pareto Optimization",
         ICML 2024.
     """
-    reservoir = make_reservoir(hyper, problem.example)
+    reservoir = make_reservoir(problem, hyper)
     return make_replay_learner(make_update(problem, hyper), hyper, reservoir)

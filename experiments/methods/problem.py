@@ -33,6 +33,9 @@ class Problem(NamedTuple):
     classes_per_task: int | None = None
     """Classes that belong to one task alone, task t owning those from ``t *
     classes_per_task``; None where all tasks share their classes."""
+    is_asymmetric: bool = False
+    """Whether the loss covers the classes of ``batch["classes"]`` [B, Y], where a batch
+    has that field; learners and memories see to it."""
     head_fn: Callable[[lm.Params], lm.Params] | None = None
     """``weights -> tree of bools``: True for the leaves of the last layer."""
     has_few_convolutions: bool = False

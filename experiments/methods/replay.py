@@ -155,7 +155,7 @@ def er(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Chaudhry et al. 2019, arXiv:1902.10486.
     """
-    reservoir = make_reservoir(hyper, problem.example)
+    reservoir = make_reservoir(problem, hyper)
     return make_replay_learner(make_update(problem.loss_fn, hyper), hyper, reservoir)
 
 
@@ -168,7 +168,7 @@ def er_ace(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
     References:
         Caccia et al. 2022, arXiv:2104.05025.
     """
-    reservoir = make_reservoir(hyper, problem.example)
+    reservoir = make_reservoir(problem, hyper)
 
     def mean_loss(weights, rows, mask) -> Any:
         logits = problem.logits_fn(weights, rows["image"])

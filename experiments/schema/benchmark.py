@@ -67,7 +67,10 @@ class Benchmark:
     """Whether learners are given rows as they are stored, so that a memory keeps them
     so (uint8) and each replay augments them anew."""
     loss: str = "cross_entropy"
-    """What training descends, a name of ``data.targets.LOSSES``."""
+    """What training descends; asymmetric_cross_entropy is ER-ACE's, of any method.
+
+    A name of ``data.targets.LOSSES``.
+    """
     metric: str = "accuracy"
     """What stands in accuracy's place, a name of ``data.targets.METRICS``; RA, BTI, LA
     and all others are of it."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import lamaml_jax as lm
+from experiments.methods.method import trained_weights
 from experiments.networks.running import Running
 
 _MEMORIES = lm.ReservoirState, lm.BalancedReservoirState
@@ -41,12 +42,8 @@ def _joined(state: Carried) -> Any:
     return state.learner._replace(weights=state.weights)
 
 
-def _trained_weights(state: Any) -> lm.Params:
-    return state.weights
-
-
 def make_subject(
-    predicting: Callable[[Any], lm.Params] = _trained_weights,
+    predicting: Callable[[Any], lm.Params] = trained_weights,
 ) -> Callable[[Carried], Subject]:
     """Makes what returns what is evaluated.
 
@@ -91,7 +88,7 @@ def carried(
     running: Running,
     replay_size: int | None,
     prepare: Callable[[jax.Array], jax.Array] | None = None,
-    predicting: Callable[[Any], lm.Params] = _trained_weights,
+    predicting: Callable[[Any], lm.Params] = trained_weights,
 ) -> lm.Learner:
     """Makes a learner that carries a network's running averages.
 

@@ -10,6 +10,7 @@ import lamaml_jax as lm
 from experiments import networks
 from experiments.config.run_config import RunConfig
 from experiments.data.targets import LOSSES
+from experiments.methods import asymmetric
 from experiments.methods.problem import Problem
 from experiments.schema.benchmark import PUBLISHED
 from experiments.training.inputs import DataForm
@@ -55,6 +56,8 @@ def make_problem(
             return lm.losses.multi_head_cross_entropy(
                 logits, batch["label"], batch["task"], classes_per_task
             )
+        if loss.is_asymmetric and asymmetric.CLASSES in batch:
+            return asymmetric.cross_entropy(logits, batch)
         return loss.fn(logits, batch["label"])
 
     return Problem(
@@ -65,6 +68,7 @@ def make_problem(
         rows_per_task=benchmark.rows_per_task,
         num_classes=form.num_classes,
         classes_per_task=classes_per_task,
+        is_asymmetric=loss.is_asymmetric,
         head_fn=networks.head_fn_of(benchmark.network),
         has_few_convolutions=benchmark.network == PUBLISHED
         and len(benchmark.channels) > 0,
