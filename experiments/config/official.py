@@ -24,9 +24,13 @@ Sources, by method:
   methods of ``methods/lookahead.py``, POCL and LOR have on CIFAR-100 what VR-MCL's
   repository commands, all alike: 32 incoming and 32 replayed rows, inner batches of 8
   in second order, one update per batch, initial step sizes 0.1, a rate of 0.25 for
-  them; where weights have a rate of their own it is 0.1 too. Its losses cover the
-  classes of each row's own task; ours, which are told of no task, all classes, which is
-  harder. All else is as on ``mnist-rotations`` and ``cifar100-split``. Fashion-MNIST
+  them; where weights have a rate of their own it is 0.1 too. That command is VR-MCL's;
+  for La-MAML there is none, and five updates per batch where none is said. In training
+  its code is told of tasks: inner losses cover the task's own classes, and in a query
+  incoming rows those and later ones, replayed rows, at 0.4 or 0.5 of the weight, all
+  seen so far (``models/vrmcl.py``; in ``models/lamaml.py`` each row's own task's). Ours
+  are told of none and cover all classes; ``--loss asymmetric_cross_entropy`` comes near
+  to theirs. All else is as on ``mnist-rotations`` and ``cifar100-split``. Fashion-MNIST
   and Tiny ImageNet take what those two have. None was tuned here.
 - VR-MCL: a momentum of 0.15 and a rate of 0.35 for the weights, from the command of its
   repository for Seq-CIFAR-100 and Seq-Tiny-ImageNet (README of
