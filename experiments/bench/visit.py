@@ -7,7 +7,8 @@ side, and packs what they wrote after each, so that nothing depends on the last 
 ``--dry-run`` runs every command with the small sizes that the plan gives for it.
 
 The arguments of ``python -m experiments`` or, where a work says so, another program
-stand in the plan; ``{out}`` in them is a folder of the visit's own.
+stand in the plan; ``{out}`` in them is a folder of the visit's own. A work with a list
+``each`` is as many works, with ``{each}`` standing for one of the list.
 """
 
 import argparse
@@ -34,6 +35,21 @@ class _Running(NamedTuple):
     start: float
     end: float
     """When it is stopped."""
+
+
+def read_plan(path: Path) -> list[dict[str, Any]]:
+    """Returns the stages of a plan; every work is one process."""
+    stages = YAML(typ="safe").load(path.read_text())
+    for stage in stages:
+        stage["works"] = [
+            {
+                name: value.replace("{each}", each) if type(value) is str else value
+                for name, value in work.items()
+            }
+            for work in stage["works"]
+            for each in work.pop("each", [""])
+        ]
+    return stages
 
 
 def _start(
@@ -122,7 +138,7 @@ def main() -> None:
     out = (options.out / "visit").resolve()
     (out / "logs").mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + options.seconds - 2 * _GRACE_S
-    for stage in YAML(typ="safe").load(options.plan.read_text()):
+    for stage in read_plan(options.plan):
         if options.stages is None or stage["stage"] in options.stages:
             print(f"stage {stage['stage']}", flush=True)
             at_once = stage.get("at_once", 1)

@@ -10,6 +10,7 @@ from processes import run
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
+from experiments.bench.visit import read_plan
 from experiments.cli import app as command_line
 from experiments.run_folder.environment import environment
 
@@ -87,6 +88,14 @@ def test_a_dry_run_adds_the_small_sizes(tmp_path):
     assert "['--tiny', '2']" in (tmp_path / "visit/logs/small.log").read_text()
 
 
+def test_a_work_for_each_of_a_list_is_as_many_works(tmp_path):
+    both = work("of-{each}", "print()", each=["one", "two"], dry="--only {each}")
+    stage = {"stage": "one", "works": [both, work("last", "print()")]}
+    (read,) = read_plan(write_plan(tmp_path / "plan.yaml", stage))
+    assert [each["name"] for each in read["works"]] == ["of-one", "of-two", "last"]
+    assert read["works"][1]["dry"] == "--only two" and read["works"][1]["seconds"] == 30
+
+
 def test_the_plan_has_options_that_commands_know():
     runner = CliRunner(env={"COLUMNS": "300"})
     shown = {
@@ -94,7 +103,7 @@ def test_the_plan_has_options_that_commands_know():
         for name in ("run", "bench")
     }
     names = set()
-    for stage in YAML(typ="safe").load(PLAN.read_text()):
+    for stage in read_plan(PLAN):
         for each in stage["works"]:
             words = f"{each['run']} {each['dry']}".split()
             unknown = [
