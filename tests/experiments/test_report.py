@@ -1,3 +1,4 @@
+import base64
 import csv
 import io
 import itertools
@@ -454,7 +455,17 @@ class TestFigures:
             width, height = struct.unpack(">II", data[16:24])
             assert width == int(figures.DPI * figures.WIDTH_IN)
             assert 200 < height < 600
-        assert files.page.read_text().count("data:image/png;base64,") == 3
+        assert files.page.read_text().count("data:image/webp;base64,") == 3
+
+    def test_the_page_shows_the_pixels_of_the_files(self, tmp_path):
+        files, _ = make(tmp_path, store_run(tmp_path / "er"))
+        shown = re.findall('data:image/webp;base64,([^"]+)', files.page.read_text())
+        page = [Image.open(io.BytesIO(base64.b64decode(data))) for data in shown]
+        pixels = {image.convert("RGB").tobytes() for image in page}
+        assert len(pixels) == len(files.figures)
+        assert pixels == {
+            Image.open(path).convert("RGB").tobytes() for path in files.figures
+        }
 
     def test_png_is_what_is_written_unasked(self, tmp_path):
         files, _ = make(tmp_path, store_run(tmp_path / "er"))
