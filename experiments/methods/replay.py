@@ -192,11 +192,14 @@ def online(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
 
 
 def iid(problem: Problem, hyper: Hyperparameters) -> lm.Learner:
-    """IID: Online on the rows of all tasks mixed, an upper bound.
+    """IID: Online on the rows of all tasks mixed, an upper bound; ER where it replays.
 
-    The rows are mixed by whoever shows them, see ``Method.mixes_tasks``.
+    The rows are mixed by whoever shows them, see ``Method.mixes_tasks``. With a
+    ``replay_size`` it is ER on them, at ER's cost, as the ceiling of online benchmarks
+    is in the survey of Soutif-Cormerais et al. 2023, arXiv:2308.10328.
 
     References:
         Gupta et al. 2020, arXiv:2007.13904, a baseline.
     """
-    return make_replay_learner(make_update(problem.loss_fn, hyper), hyper, None)
+    reservoir = make_reservoir(problem, hyper) if hyper.replay_size else None
+    return make_replay_learner(make_update(problem.loss_fn, hyper), hyper, reservoir)
