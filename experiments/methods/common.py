@@ -30,14 +30,14 @@ def make_reservoir(
 
     Args:
         problem: gives the form of one row, and what losses cover.
-        hyper: gives capacity and rule.
+        hyper: gives capacity and rule, which is exact if it has none.
         example: form of a row that has more than the problem's.
         replace: whether a draw may hold a row twice.
     """
     reservoir = lm.make_reservoir(
         hyper.capacity,
         example or problem.example,
-        acceptance=hyper.acceptance,
+        acceptance=hyper.acceptance or "exact",
         replace=replace,
     )
     return as_replayed(problem, reservoir)

@@ -16,6 +16,7 @@ from experiments import methods
 from experiments.config import benchmarks, presets
 from experiments.data import own
 from experiments.methods import asymmetric
+from experiments.methods.common import make_reservoir
 from experiments.methods.problem import Problem
 from experiments.support.errors import UserError
 
@@ -145,6 +146,24 @@ def test_a_memory_holds_what_it_holds_without(problem):
     chex.assert_trees_all_equal((drawn, mask, after), expected)
 
 
+def averaged(problem, hyper):
+    """Averaged descent on incoming and replayed rows, as a person may write it."""
+    reservoir = make_reservoir(problem, hyper)
+
+    def observe(key, state, batch, batch_mask=None, remember=True):
+        old, mask = reservoir.sample(key, state.opt_state, hyper.replay_size)
+        rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, old)
+        mask = jnp.concatenate([batch_mask, mask])
+        loss_fn = lambda w: lm.losses.mean_loss(problem.loss_fn, w, rows, mask)
+        loss, grads = jax.value_and_grad(loss_fn)(state.weights)
+        weights = jax.tree.map(lambda w, g: w - 0.1 * g, state.weights, grads)
+        memory = reservoir.add(key, state.opt_state, batch, batch_mask & remember)
+        return lm.LearnerState(weights, memory), {"loss": loss}
+
+    init = lambda key, weights: lm.LearnerState(weights, reservoir.init())
+    return lm.Learner(init, observe)
+
+
 def clusters():
     rng = np.random.default_rng(0)
     labels = np.arange(240) % Y
@@ -161,8 +180,9 @@ ALL = sorted(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("registries")
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", [*ALL, "own"])
 def test_every_method_without_task_ids_takes_it(method, tmp_path):
+    methods.register("own", averaged, hyper={"capacity": 20, "replay_size": 4})
     benchmarks.register(
         "clusters",
         clusters,
