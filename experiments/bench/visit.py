@@ -43,7 +43,7 @@ def read_plan(path: Path) -> list[dict[str, Any]]:
     for stage in stages:
         stage["works"] = [
             {
-                name: value.replace("{each}", each) if type(value) is str else value
+                name: value.replace("{each}", each) if isinstance(value, str) else value
                 for name, value in work.items()
             }
             for work in stage["works"]

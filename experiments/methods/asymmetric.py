@@ -2,8 +2,8 @@
 
 The loss of an incoming row covers the classes of its batch, so that it does not push
 down the outputs of classes that are not shown; that of a replayed row covers all
-(Caccia et al. 2022, arXiv:2104.05025, equation 3). ``er_ace`` sums the means over the
-two kinds of rows, as published; here a method weighs rows as it does without.
+(Caccia et al. 2022, arXiv:2104.05025). ``er_ace`` sums the means over the two kinds of
+rows, as published; here a method weighs rows as it does without.
 
 A batch says it in a field beside its rows, which a memory neither stores nor needs:
 what is drawn from it covers all classes.
