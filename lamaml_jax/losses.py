@@ -110,6 +110,39 @@ def mean_loss(
     return jnp.sum(weighed if mask is None else jnp.where(mask, weighed, 0))
 
 
+def masked_cross_entropy(
+    logits: jax.Array, labels: jax.Array, classes: types.Mask
+) -> jax.Array:
+    """Cross-entropy of each row over some of the outputs.
+
+    Args:
+        logits: [B, Y] unnormalised log-probabilities of all Y classes, nats.
+        labels: [B] integer classes in [0, Y).
+        classes: [B, Y] booleans, True for the outputs that a row's loss covers, among
+            them that of its label.
+
+    Returns:
+        [B] losses in nats. Outputs that are not covered get zero gradient.
+
+    Raises:
+        ValueError: axes disagree.
+        TypeError: ``classes`` is not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lamaml_jax as lm
+        >>> logits, labels = jnp.zeros((1, 4)), jnp.array([3])
+        >>> classes = jnp.array([[True, False, False, True]])
+        >>> print(lm.losses.masked_cross_entropy(logits, labels, classes))
+        [0.6931472]
+    """
+    checks.check_rows("(logits, labels, classes)", (logits, labels, classes))
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    classes = checks.check_mask("classes", classes, logits.shape)
+    covered = jnp.where(classes, logits, jnp.finfo(logits.dtype).min)
+    return optax.softmax_cross_entropy_with_integer_labels(covered, labels)
+
+
 def multi_head_cross_entropy(
     logits: jax.Array, labels: jax.Array, tasks: jax.Array, classes_per_task: int
 ) -> jax.Array:
@@ -144,8 +177,7 @@ def multi_head_cross_entropy(
         "classes_per_task", classes_per_task, "outputs of logits", logits.shape[-1]
     )
     own = jnp.arange(logits.shape[-1])[None, :] // classes_per_task == tasks[:, None]
-    masked_logits = jnp.where(own, logits, jnp.finfo(logits.dtype).min)
-    return optax.softmax_cross_entropy_with_integer_labels(masked_logits, labels)
+    return masked_cross_entropy(logits, labels, own)
 
 
 def asymmetric_cross_entropy(
@@ -197,8 +229,7 @@ def asymmetric_cross_entropy(
     is_present = jnp.any(own & is_incoming[:, None], axis=0)
     # A row's own class stays in, so that masked rows cannot overflow.
     competes = is_replayed[:, None] | is_present[None, :] | own
-    kept = jnp.where(competes, logits, jnp.finfo(logits.dtype).min)
-    return optax.softmax_cross_entropy_with_integer_labels(kept, labels)
+    return masked_cross_entropy(logits, labels, competes)
 
 
 def accuracy(

@@ -122,6 +122,7 @@ POSITIONAL = {
     "lamaml_transform": ["loss_fn"],
     "losses.accuracy": ["logits", "labels", "mask"],
     "losses.asymmetric_cross_entropy": ["logits", "labels", "is_replayed", "mask"],
+    "losses.masked_cross_entropy": ["logits", "labels", "classes"],
     "losses.masked_mean": ["values", "mask"],
     "losses.mean_loss": ["loss_fn", "weights", "batch", "mask", "row_weights"],
     "losses.with_extras": ["function"],

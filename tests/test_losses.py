@@ -222,6 +222,14 @@ def test_marks_of_replay_that_are_not_boolean_are_an_error(asymmetric):
         losses.asymmetric_cross_entropy(logits, labels[:2], is_replayed)
 
 
+def test_classes_to_cover_that_are_not_boolean_or_of_another_shape_are_an_error():
+    logits, labels = jnp.zeros((2, 3)), jnp.array([0, 1])
+    with pytest.raises(TypeError, match="classes: expected a boolean array"):
+        losses.masked_cross_entropy(logits, labels, jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"classes: expected shape \(2, 3\)"):
+        losses.masked_cross_entropy(logits, labels, jnp.ones((2, 4), bool))
+
+
 def test_accuracy_counts_valid_hits():
     logits = jnp.array([[2.0, 1.0], [0.0, 1.0], [5.0, 1.0], [0.0, 3.0]])
     labels = jnp.array([0, 0, 0, 1])

@@ -74,6 +74,10 @@ FUNCTIONS = {
         lambda *args: lm.losses.multi_head_cross_entropy(*args, 2),
         (LOGITS, np.array([1, 2]), np.array([0, 1])),
     ),
+    "masked_cross_entropy": (
+        lm.losses.masked_cross_entropy,
+        (LOGITS, np.array([1, 2]), LOGITS == LOGITS),
+    ),
     "asymmetric_cross_entropy": (
         lm.losses.asymmetric_cross_entropy,
         (LOGITS, np.array([1, 2]), np.array([True, False]), np.array([True, True])),

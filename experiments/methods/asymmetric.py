@@ -13,26 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 import lamaml_jax as lm
 
 CLASSES = "classes"
 """Field of a batch: [B, Y] bools, the classes that each row's loss covers."""
-
-
-def cross_entropy(logits: jax.Array, batch: Any) -> jax.Array:
-    """Cross-entropy of each row over the classes that the batch names.
-
-    Args:
-        logits: [B, Y] unnormalised log-probabilities, nats.
-        batch: has ``label`` [B] and ``classes`` [B, Y], among them the row's own.
-
-    Returns:
-        [B] losses in nats. Outputs of other classes get zero gradient.
-    """
-    covered = jnp.where(batch[CLASSES], logits, -jnp.inf)
-    return optax.softmax_cross_entropy_with_integer_labels(covered, batch["label"])
 
 
 def _all_classes(rows: Any, num_classes: int) -> Any:
@@ -101,7 +86,7 @@ def covering_own(learner: lm.Learner, num_classes: int) -> lm.Learner:
     """Makes a learner whose incoming rows' losses cover the classes of their batch.
 
     Args:
-        learner: whose loss is ``cross_entropy`` and whose memory ``covering_all``.
+        learner: whose loss covers ``classes`` and whose memory ``covering_all``.
         num_classes: Y.
     """
 

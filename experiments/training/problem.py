@@ -57,7 +57,8 @@ def make_problem(
                 logits, batch["label"], batch["task"], classes_per_task
             )
         if loss.is_asymmetric and asymmetric.CLASSES in batch:
-            return asymmetric.cross_entropy(logits, batch)
+            classes = batch[asymmetric.CLASSES]
+            return lm.losses.masked_cross_entropy(logits, batch["label"], classes)
         return loss.fn(logits, batch["label"])
 
     return Problem(
