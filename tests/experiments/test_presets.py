@@ -162,6 +162,17 @@ def test_every_method_has_a_preset_wherever_it_applies():
     assert {name for name, _ in presets.OFFICIAL} == set(BENCHMARKS)
 
 
+@pytest.mark.parametrize("stream", ["cifar100-online", "tinyimagenet-online"])
+def test_online_image_methods_clip_as_their_authors_do(stream):
+    norms = {
+        name: hyper.max_grad_norm
+        for name, hyper in presets.OFFICIAL[stream, "single"].items()
+    }
+    free = {"er", "er_ace", "online", "iid", "derpp", "cls_er", "mir", "pocl"}
+    assert {name for name, norm in norms.items() if norm >= 1e6} == free
+    assert norms["lamaml"] == norms["vrmcl"] == 1.0
+
+
 def test_fashion_twins_share_the_presets():
     for kind in ("rotations", "permutations", "many"):
         twin = presets.OFFICIAL[f"fashion-mnist-{kind}", "single"]
