@@ -135,7 +135,16 @@ def make_update(
 
         loss, own = hypergradient(support, current)
         old = jax.tree.map(lambda x: x[:, :num_old], support)
-        _, others = jax.vmap(hypergradient, (None, 0))(old, past)
+        # One task after another: side by side, each with weights of its own, they make
+        # grouped convolutions, which a CPU takes many minutes to compile.
+        others = jax.lax.map(
+            lambda of_task: jax.lax.cond(
+                jnp.any(of_task),
+                lambda: hypergradient(old, of_task)[1],
+                lambda: jax.tree.map(jnp.zeros_like, weights),
+            ),
+            past,
+        )
         is_past = jnp.any(past, axis=1)
         shared, shares = lm.mixing.min_norm_gradient(others, is_past)
         grads = jax.tree.map(jnp.add, shared, own)
