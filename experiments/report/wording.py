@@ -81,6 +81,17 @@ def benchmark_order(benchmark: str) -> tuple[int, int, str]:
     return names.index(data_set), list(_STREAMS).index(stream), benchmark
 
 
+def _nested_title(leaf: str) -> str:
+    """A leaf of a module within a module, counted from 1; others stay as they are."""
+    *modules, part = leaf.split("/")
+    found = [re.fullmatch(r"_*([A-Za-z]+)_(\d+)", module) for module in modules]
+    if len(found) < 2 or None in found:
+        return leaf
+    names = [(match[1], int(match[2]) + 1) for match in found if match]
+    words = [f"{_LAYERS.get(kind, kind.lower())} {number}" for kind, number in names]
+    return ", ".join([*words, _PARTS.get(part, part)])
+
+
 def leaf_titles(leaves: Sequence[str]) -> list[str]:
     """Says in words what the leaves of a tree of weights are.
 
@@ -89,6 +100,8 @@ def leaf_titles(leaves: Sequence[str]) -> list[str]:
 
     >>> leaf_titles(["Dense_0/bias", "Dense_0/kernel", "Dense_1/kernel"])
     ['first layer, biases', 'first layer, weights', 'last layer, weights']
+    >>> leaf_titles(["_Block_0/Conv_1/kernel"])
+    ['block 1, convolution 2, weights']
     """
     parsed = [
         re.fullmatch(r"(Conv|Dense)_(\d+)/(kernel|bias)", leaf) for leaf in leaves
@@ -99,7 +112,7 @@ def leaf_titles(leaves: Sequence[str]) -> list[str]:
     titles = []
     for leaf, match in zip(leaves, parsed, strict=True):
         if match is None:
-            titles.append(leaf)
+            titles.append(_nested_title(leaf))
             continue
         kind, number = match[1], int(match[2])
         is_last = kind == "Dense" and number == counts[kind] - 1 and len(leaves) > 2

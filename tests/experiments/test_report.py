@@ -22,7 +22,7 @@ from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig, config_record
 from experiments.report import captions, figures, published, wording
 from experiments.report.entries import make_entries, variant_labels
-from experiments.report.figures import common
+from experiments.report.figures import common, training
 from experiments.support import styles
 from experiments.support.errors import UserError
 
@@ -633,6 +633,13 @@ class TestFigures:
         assert titles == ["first layer, weights", "first layer, biases"]
         np.testing.assert_allclose(axes[0].lines[1].get_ydata(), [0, 0.1, 0.1, 0.1])
 
+    def test_step_sizes_stand_from_the_first_layer_to_the_last(self):
+        blocks = [f"_Block_{n}/Conv_0/kernel" for n in range(9)]
+        leaves = ["Conv_0/bias", "Conv_0/kernel", "Dense_0/kernel", *blocks]
+        shown = [leaves[n] for n in training.shown_leaves(leaves)]
+        assert shown[:2] == ["Conv_0/kernel", "_Block_0/Conv_0/kernel"]
+        assert shown[-2:] == ["_Block_8/Conv_0/kernel", "Dense_0/kernel"]
+
     def test_frozen_step_sizes_are_not_drawn(self):
         entry = self.measured("cmaml")
         same = np.full((2, 4, 2, 5), 0.1)
@@ -805,6 +812,14 @@ class TestWording:
             "last dense layer, weights",
             "all weights",
         ]
+
+    def test_layers_within_blocks_have_names_in_words(self):
+        leaves = ["_Block_0/Conv_1/kernel", "Stage_1/_Block_9/BatchNorm_0/scale"]
+        assert wording.leaf_titles(leaves) == [
+            "block 1, convolution 2, weights",
+            "stage 2, block 10, batchnorm 1, scale",
+        ]
+        assert wording.leaf_titles(["encoder/w", "a_0/b/c"]) == ["encoder/w", "a_0/b/c"]
 
     def test_every_figure_has_a_caption_of_sentences(self):
         entries = [entry_of(np.full((2, 3, 3), 0.5))]

@@ -67,10 +67,12 @@ def probes(title: str, entries: Sequence[Entry]) -> Any | None:
 def shown_leaves(leaves: Sequence[str]) -> list[int]:
     """Every leaf if there are few, else weights, from the first layer to the last.
 
-    Weights come before biases, so that those of one kind stand side by side.
+    Weights come before biases, so that those of one kind stand side by side, and dense
+    layers after blocks and convolutions, which they follow in a network, not by name.
     """
     is_bias = [leaf.endswith(("bias", "scale")) for leaf in leaves]
     weights = [n for n, bias in enumerate(is_bias) if not bias]
+    weights.sort(key=lambda n: leaves[n].startswith("Dense_"))
     if len(leaves) <= _MOST_LEAVES - 2:
         return weights + [n for n, bias in enumerate(is_bias) if bias]
     if len(weights) > _MOST_LEAVES:
@@ -98,7 +100,7 @@ def _step_size_grid(part: Any, entries: Sequence[Entry]) -> None:
             axes.plot(tasks, median, color=color, linewidth=1.1)
         row[0].set_ylabel(wrap(entry.title, 14), color=ink(color), fontsize=7.5)
     for axes, leaf in zip(panels[0], shown, strict=True):
-        axes.set_title(wrap(titles[leaf], 15), fontsize=7.5)
+        axes.set_title(wrap(titles[leaf], 15), fontsize=7.5 if len(shown) < 7 else 6.5)
     num_tasks = entries[0].accuracy.shape[-1]
     panels[0, 0].set_xticks([0, num_tasks])
 
