@@ -76,7 +76,7 @@ from experiments.config import official_images, official_mnist
 from experiments.config.official_mnist import Values, change
 from experiments.methods import METHODS
 from experiments.schema.choices import Passes
-from experiments.schema.hyperparameters import Hyperparameters
+from experiments.schema.hyperparameters import NO_CLIP, Hyperparameters
 
 PASSES: tuple[Passes, ...] = typing.get_args(Passes)
 
@@ -113,7 +113,6 @@ _MNIST_ONLINE |= {
         **official_mnist.averages(2.0, stable=(0.9, 0.99), plastic=(1.0, 0.99)),
     ),
 }
-_NO_CLIP = 1e6
 _LINE_SIZES = dict(batch_size=32, replay_size=32, glances=1)
 
 
@@ -122,7 +121,7 @@ def _images_online(
 ) -> dict[str, Values]:
     """Puts memory, passes and rates of the survey beside the look-ahead methods'."""
     own = _survey(official_images.CIFAR["single"], capacity, glances)
-    free = dict(max_grad_norm=_NO_CLIP)
+    free = dict(max_grad_norm=NO_CLIP)
     er = dict(learning_rate=er_rate, **free)
     line = change(
         official_images.CIFAR["single"]["lamaml"],

@@ -16,6 +16,7 @@ from experiments.run_folder import (
     METRICS,
     Run,
 )
+from experiments.schema.hyperparameters import NO_CLIP
 from experiments.support import styles
 
 # What may differ between runs without making one a variant of the other.
@@ -167,6 +168,8 @@ def _shown(key: str, config: dict[str, Any]) -> str:
     if key not in config:
         return f"no {name}"
     value = config[key]
+    if key == "max_grad_norm" and value >= NO_CLIP:
+        return "no clipping"
     return f"{name} {value if isinstance(value, str) else json.dumps(value)}"
 
 

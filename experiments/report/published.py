@@ -13,6 +13,8 @@ their memory keeps as many rows of each class.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from experiments.schema.hyperparameters import NO_CLIP
+
 AUTHORS_CODE = "authors' code"
 AUTHORS_FIGURES = "authors' figures"
 PAPER = "paper"
@@ -135,7 +137,7 @@ _ONLINE = (
             "capacity": 2000,
             "glances": 3,
             "learning_rate": 0.0599,
-            "max_grad_norm": 1e6,
+            "max_grad_norm": NO_CLIP,
             "network": "reduced-resnet18-batchnorm",
         },
     ),

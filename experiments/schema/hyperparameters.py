@@ -9,6 +9,8 @@ from experiments.schema.fields import Count, Positive, Rate, UpTo
 NONE: Any = None
 """Default of a quantity that not every method has. One that has it is always told, so
 that its type is without None."""
+NO_CLIP = 1e6
+"""A ``max_grad_norm`` that no gradient reaches."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -314,6 +314,10 @@ class TestVariants:
             "capacity 200, acceptance published",
         ]
 
+    def test_a_bound_that_no_gradient_reaches_is_called_no_clipping(self, tmp_path):
+        labels = self.labels(tmp_path, {"max_grad_norm": 1e6}, {"max_grad_norm": 2.0})
+        assert labels == ["no clipping", "max grad norm 2.0"]
+
     def test_how_often_a_run_was_evaluated_is_no_setting(self, tmp_path):
         often, once = {"glances": 1, "eval_every": 1}, {"glances": 5, "eval_every": 20}
         assert self.labels(tmp_path, often, once) == ["glances 1", "glances 5"]
