@@ -135,8 +135,7 @@ def make_update(
 
         loss, own = hypergradient(support, current)
         old = jax.tree.map(lambda x: x[:, :num_old], support)
-        # One task after another: side by side, each with weights of its own, they make
-        # grouped convolutions, which a CPU takes many minutes to compile.
+        # One task after another, so that those of which no row was drawn cost nothing.
         others = jax.lax.map(
             lambda of_task: jax.lax.cond(
                 jnp.any(of_task),
