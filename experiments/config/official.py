@@ -121,8 +121,8 @@ def _images_online(
 ) -> dict[str, Values]:
     """Puts memory, passes and rates of the survey beside the look-ahead methods'."""
     own = _survey(official_images.CIFAR["single"], capacity, glances)
-    free = dict(max_grad_norm=NO_CLIP)
-    er = dict(learning_rate=er_rate, **free)
+    unclipped = dict(max_grad_norm=NO_CLIP)
+    er = dict(learning_rate=er_rate, **unclipped)
     line = change(
         official_images.CIFAR["single"]["lamaml"],
         inner_steps=4,
@@ -132,7 +132,7 @@ def _images_online(
     cmaml = change(line, step_size_learning_rate=None, learning_rate=0.1)
     return own | {
         "er": change(own["er"], **er),
-        "er_ace": change(own["er_ace"], learning_rate=er_ace_rate, **free),
+        "er_ace": change(own["er_ace"], learning_rate=er_ace_rate, **unclipped),
         "online": change(own["online"], **er),
         "iid": change(own["er"], **er),
         "lamaml": line,
@@ -140,13 +140,13 @@ def _images_online(
         "cmaml": cmaml,
         "vrmcl": change(line, momentum=0.15, learning_rate=0.35),
         "oml": cmaml,
-        "pocl": change(own["pocl"], **_LINE_SIZES, **free),
+        "pocl": change(own["pocl"], **_LINE_SIZES, **unclipped),
         "lor": change(
             own["lor"], step_size_init=0.01, learning_rate=0.1, **_LINE_SIZES
         ),
-        "derpp": change(own["derpp"], **free),
-        "cls_er": change(own["cls_er"], learning_rate=0.1, **free),
-        "mir": change(own["mir"], learning_rate=0.1, **free),
+        "derpp": change(own["derpp"], **unclipped),
+        "cls_er": change(own["cls_er"], learning_rate=0.1, **unclipped),
+        "mir": change(own["mir"], learning_rate=0.1, **unclipped),
     }
 
 

@@ -168,7 +168,7 @@ def _shown(key: str, config: dict[str, Any]) -> str:
     if key not in config:
         return f"no {name}"
     value = config[key]
-    if key == "max_grad_norm" and value >= NO_CLIP:
+    if key == "max_grad_norm" and value == NO_CLIP:
         return "no clipping"
     return f"{name} {value if isinstance(value, str) else json.dumps(value)}"
 

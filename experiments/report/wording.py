@@ -85,9 +85,9 @@ def _nested_title(leaf: str) -> str:
     """A leaf of a module within a module, counted from 1; others stay as they are."""
     *modules, part = leaf.split("/")
     found = [re.fullmatch(r"_*([A-Za-z]+)_(\d+)", module) for module in modules]
-    if len(found) < 2 or None in found:
-        return leaf
     names = [(match[1], int(match[2]) + 1) for match in found if match]
+    if len(modules) < 2 or len(names) < len(modules):
+        return leaf
     words = [f"{_LAYERS.get(kind, kind.lower())} {number}" for kind, number in names]
     return ", ".join([*words, _PARTS.get(part, part)])
 

@@ -318,6 +318,10 @@ class TestVariants:
         labels = self.labels(tmp_path, {"max_grad_norm": 1e6}, {"max_grad_norm": 2.0})
         assert labels == ["no clipping", "max grad norm 2.0"]
 
+    def test_a_bound_that_is_no_number_is_shown_as_it_is(self, tmp_path):
+        labels = self.labels(tmp_path, {"max_grad_norm": None}, {"max_grad_norm": 2.0})
+        assert labels == ["max grad norm null", "max grad norm 2.0"]
+
     def test_how_often_a_run_was_evaluated_is_no_setting(self, tmp_path):
         often, once = {"glances": 1, "eval_every": 1}, {"glances": 5, "eval_every": 20}
         assert self.labels(tmp_path, often, once) == ["glances 1", "glances 5"]
