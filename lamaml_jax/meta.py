@@ -154,7 +154,7 @@ def _default_unroll(weights: types.Params, num_steps: int, first_order: bool) ->
     products where these are small. Unrolled, XLA adds up several gradients in one pass,
     and without a loop copies nothing; but all of them wait until then, and fall out of
     the cache if they are too many or too large. Five steps of large weights are no
-    faster than a loop and hold twice as much; two are faster, and hold no more. A
+    faster than a loop and hold a third more; two are faster, and hold no more. A
     number that does not divide the steps would have the support copied in two parts.
     """
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))

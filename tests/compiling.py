@@ -28,14 +28,19 @@ AS_USERS_DO: Mapping[str, str] = MappingProxyType(
 
 
 def _knows(option: str) -> bool:
-    """Whether this jaxlib has the option; XLA ends a process that names an unknown."""
+    """Whether this jaxlib has the option; XLA ends a process that names an unknown.
+
+    Its name is then a string between two zeros. That of an option which is gone stays
+    among the reserved names of a message, between other bytes.
+    """
     assert jaxlib.__file__ is not None
+    name = b"\0" + option.encode() + b"\0"
     for path in Path(jaxlib.__file__).parent.glob("*jax_common*"):
         with (
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library,
         ):
-            if library.find(option.encode()) >= 0:
+            if library.find(name) >= 0:
                 return True
     return False
 

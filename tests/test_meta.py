@@ -518,11 +518,15 @@ def test_memory_of_the_closed_form_does_not_grow():
 
 @pytest.mark.parametrize(("num_steps", "hidden"), [(10, 600), (5, 1000)])
 def test_gradients_of_large_weights_do_not_wait_for_one_another(num_steps, hidden):
-    """300 x 1000 x 2 numbers are above 2 MiB, where five steps have a loop too."""
+    """300 x 1000 x 2 numbers are above 2 MiB, where five steps have a loop too.
+
+    A loop holds 3.6 times the weights; five steps unrolled 5.0 times with jaxlib
+    0.10.2 and 4.6 times with 0.12.0.
+    """
     options = {"hidden": hidden, "first_order": True}
     used, size = temporary_bytes(num_steps, **options)
     unrolled, _ = temporary_bytes(num_steps, **options, unroll=num_steps)
-    assert used < 5 * size < unrolled
+    assert used < 4 * size < unrolled
 
 
 @pytest.mark.parametrize(
