@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lamaml_jax as lm
-from experiments.config.run_config import RunConfig, batches_per_task
+from experiments.config.run_config import RunConfig, anytime_after, batches_per_task
 from experiments.training import model_state
 from experiments.training.batches import Show, keys_of, make_show, task_key
 from experiments.training.evaluation import Evaluated, make_evaluate
@@ -107,6 +107,28 @@ class _Epochs(NamedTuple):
     shared: Shared
     own: Own
 
+    def shown(self, epoch: int | jax.Array) -> lm.Learner:
+        """The learner of places of rows, which are loaded a batch at a time."""
+
+        def observe(
+            key: lm.Key,
+            state: Any,
+            places: dict[str, jax.Array],
+            mask: jax.Array | None = None,
+            remember: bool | jax.Array = True,
+        ) -> tuple[Any, Any]:
+            del remember
+            rows, key = self.show.rows(self.shared, self.own, key, places)
+            return self.learner.observe(key, state, rows, mask, remember=epoch == 0)
+
+        return lm.Learner(self.learner.init, cast(Any, observe))
+
+    def valid(self, mask: jax.Array) -> jax.Array | None:
+        """The mask of a task's batches, or None where none of their rows is padding."""
+        config = self.config
+        has_padding = config.benchmark.rows_per_task % config.hyper.batch_size
+        return mask if has_padding else None
+
     def run(
         self,
         state: Any,
@@ -116,22 +138,8 @@ class _Epochs(NamedTuple):
         epoch: int | jax.Array,
         first: int | jax.Array = 0,
     ) -> tuple[Any, Any]:
-        """Observes batches, of which one is loaded at a time."""
-
-        def observe(
-            key: lm.Key,
-            state: Any,
-            places: dict[str, jax.Array],
-            mask: jax.Array | None,
-            remember: bool | jax.Array = True,
-        ) -> tuple[Any, Any]:
-            del remember
-            rows, key = self.show.rows(self.shared, self.own, key, places)
-            return self.learner.observe(key, state, rows, mask, remember=epoch == 0)
-
-        shown = lm.Learner(self.learner.init, cast(Any, observe))
-        has_padding = self.config.benchmark.rows_per_task % self.config.hyper.batch_size
-        valid = mask if has_padding else None
+        """Observes batches."""
+        shown, valid = self.shown(epoch), self.valid(mask)
         return lm.observe_stream(shown, key, state, batches, valid, first)
 
     def once(self, state: Any, key: lm.Key) -> tuple[Any, Any]:
@@ -151,31 +159,47 @@ class _Epochs(NamedTuple):
         return state, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), info)
 
     def watched(
-        self, state: Any, key: lm.Key, every: int, accuracy_of: Callable[..., jax.Array]
+        self, state: Any, key: lm.Key, accuracy_of: Callable[..., jax.Array]
     ) -> tuple[Any, Any, jax.Array]:
-        """Passes over it once, interrupted by evaluations."""
-        shown = self.show.epoch(self.shared, self.own, 0)
-        is_seen = jnp.arange(self.config.benchmark.num_tasks) <= self.shared.task
+        """Passes over the task once, evaluated after the batches of ``anytime_after``.
 
-        def part(state: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
-            first, (batches, mask) = inputs
-            state, info = self.run(state, key, batches, mask, 0, first)
-            return state, (info, accuracy_of(self.shared, self.own, state, is_seen))
+        One loop both trains and evaluates, so that each of them is compiled once.
+        """
+        num_tasks = self.config.benchmark.num_tasks
+        counts = 1 + np.arange(batches_per_task(self.config))
+        is_due = np.isin(counts, anytime_after(self.config))
+        is_seen = jnp.arange(num_tasks) <= self.shared.task
+        evaluate = lambda state: accuracy_of(self.shared, self.own, state, is_seen)
+        shown = self.shown(0)
 
-        # Parts of one size in a scan, and what is left of the task after them.
-        count, rest = divmod(batches_per_task(self.config), every)
-        whole = jax.tree.map(
-            lambda x: x[: count * every].reshape(count, every, *x.shape[1:]), shown
+        def observe(
+            key: lm.Key,
+            state: tuple[Any, jax.Array],
+            places: dict[str, jax.Array],
+            mask: jax.Array | None = None,
+            remember: bool | jax.Array = True,
+        ) -> tuple[Any, Any]:
+            learner_state, index = state
+            learner_state, info = shown.observe(
+                key, learner_state, places, mask, remember
+            )
+            accuracy = jax.lax.cond(
+                jnp.asarray(is_due)[index],
+                evaluate,
+                lambda _: jnp.full(num_tasks, jnp.nan, jnp.float32),
+                learner_state,
+            )
+            return (learner_state, index + 1), (info, accuracy)
+
+        batches, mask = self.show.epoch(self.shared, self.own, 0)
+        (state, _), (info, accuracies) = lm.observe_stream(
+            lm.Learner(shown.init, cast(Any, observe)),
+            key,
+            (state, jnp.int32(0)),
+            batches,
+            self.valid(mask),
         )
-        firsts = jnp.arange(count) * every
-        state, (info, accuracies) = jax.lax.scan(part, state, (firsts, whole))
-        info = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), info)
-        if rest:
-            left = jax.tree.map(lambda x: x[count * every :], shown)
-            state, (last_info, last) = part(state, (count * every, left))
-            info = jax.tree.map(lambda *x: jnp.concatenate(x), info, last_info)
-            accuracies = jnp.concatenate([accuracies, last[None]])
-        return state, info, accuracies
+        return state, info, accuracies[np.flatnonzero(is_due)]
 
 
 def _make_training(
@@ -193,15 +217,14 @@ def _make_training(
         accuracy_of: ``accuracy_of(shared, own, state, wanted [T]) -> [T]``, for
             evaluations within a task.
     """
-    every = config.benchmark.anytime_every
     show = make_show(config, form)
 
     def train_task(shared: Shared, own: Own) -> Trained:
         learner = learner_of(own)
         epochs = _Epochs(config, show, learner, shared, own)
         key, anytime = task_key(own.seed, shared.task), None
-        if every is not None:
-            state, info, anytime = epochs.watched(own.state, key, every, accuracy_of)
+        if config.benchmark.anytime_every is not None:
+            state, info, anytime = epochs.watched(own.state, key, accuracy_of)
         elif config.hyper.epochs == 1:
             state, info = epochs.once(own.state, key)
         else:

@@ -24,7 +24,7 @@ from experiments.training import loop, placement, sessions
 from experiments.training import one_seed as train
 from experiments.training.inputs import place as place_inputs
 from experiments.training.problem import make_problem
-from experiments.training.programs import compile_programs
+from experiments.training.programs import compile_programs, make_method
 from experiments.training.storing import Part
 
 # Six batches of ten and one of six in a task, evaluated after every other and the last.
@@ -139,6 +139,33 @@ def test_evaluations_within_tasks_change_no_result(results):
     np.testing.assert_allclose(
         results[-1].info["loss"], plain[-1].info["loss"], rtol=1e-4
     )
+
+
+def count_in_programs(config, inputs, operation):
+    """How often it stands in training with and without evaluations, and in one."""
+    benchmark = dataclasses.replace(config.benchmark, anytime_every=None)
+    unwatched = dataclasses.replace(config, benchmark=benchmark)
+    watched, plain = (
+        make_method([each], inputs).functions for each in (config, unwatched)
+    )
+    programs = watched.train_task, plain.train_task, watched.evaluate
+    return [str(fn.trace().jaxpr).count(operation) for fn in programs]
+
+
+def test_a_task_that_ends_between_evaluations_compiles_the_learner_once(compiled):
+    config, inputs, _ = compiled
+    assert (ENDS[-1] - ENDS[-2]) % config.benchmark.anytime_every
+    watched, plain, evaluation = count_in_programs(config, inputs, "dot_general")
+    assert plain > 0
+    assert watched == plain + evaluation
+
+
+def test_seeds_side_by_side_evaluate_within_tasks_only_when_it_is_due(compiled):
+    """A condition that differs between seeds would become a choice of both."""
+    config, inputs, _ = compiled
+    side_by_side = inputs._replace(platform="cuda")
+    watched, plain, evaluation = count_in_programs(config, side_by_side, "cond[")
+    assert watched == plain + 1 + evaluation
 
 
 @pytest.mark.slow
