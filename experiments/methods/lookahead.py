@@ -84,8 +84,8 @@ def make_unroll(problem: Problem, hyper: Hyperparameters) -> int | None:
 
     Of a network of convolutions products take longer than passes over its weights, so
     that a few unrolled steps gain where a perceptron of that size would lose. Of many
-    layers they take too long to compile: four steps of the reduced ResNet-18 370 s on
-    one core in the place of 119, for a tenth of the time of an update.
+    layers they take too long to compile: four steps of the reduced ResNet-18 three
+    times as long as a loop, minutes, for a tenth of the time of an update.
     """
     if problem.has_few_convolutions and (hyper.inner_steps or 0) <= 5:
         return hyper.inner_steps

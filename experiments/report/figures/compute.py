@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.report.entries import Entry
-from experiments.report.figures.common import figure, ink, mean_and_sd, wrap
+from experiments.report.figures import names
+from experiments.report.figures.common import figure, ink, mean_and_sd
 
 _DECADE = (1, 2, 5)
 # Of the first run of a method, and of further ones.
 _FILLS = ("full", "none", "left", "bottom", "top", "right")
-# Where a name may stand: side by side with its point, then ever farther from it.
-_DIRECTIONS = ((1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1))
-_DISTANCES_PT = (6, 12, 20, 30, 42)
+_LONG = 24
+"""Characters of a name that stands in one line."""
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -21,49 +21,6 @@ def _ticks(low: float, high: float) -> list[float]:
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks = [digit * 10.0**decade for decade in decades for digit in _DECADE]
     return [tick for tick in ticks if low / 1.3 <= tick <= 1.3 * high]
-
-
-def _overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Area that two boxes [x0, y0, x1, y1] share."""
-    low = np.maximum(first[:2], second[:2])
-    high = np.minimum(first[2:], second[2:])
-    return float(np.prod(np.clip(high - low, 0, None)))
-
-
-def _text_box(point: np.ndarray, size: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """The box of a text of a size that is moved off its point."""
-    middle = point + shift + np.sign(shift) * size / 2
-    return np.concatenate([middle - size / 2, middle + size / 2])
-
-
-def _free_box(
-    point: np.ndarray,
-    size: np.ndarray,
-    taken: Sequence[np.ndarray],
-    bounds: np.ndarray,
-    scale: float,
-) -> np.ndarray:
-    """The nearest box beside a point that hides the least and stays within bounds.
-
-    Args:
-        point: [2] pixels.
-        size: [2] of the text.
-        taken: boxes [x0, y0, x1, y1] that should not be hidden.
-        bounds: the box of the axes.
-        scale: pixels per typographic point.
-    """
-
-    def cost(box: np.ndarray, distance: float) -> float:
-        hidden = sum(_overlap(box, other) for other in taken)
-        outside = float(np.prod(size)) - _overlap(box, bounds)
-        return 8 * hidden + 20 * outside + distance * scale
-
-    tried = [
-        (_text_box(point, size, distance * scale * np.array(direction)), distance)
-        for distance in _DISTANCES_PT
-        for direction in _DIRECTIONS
-    ]
-    return min(tried, key=lambda each: cost(*each))[0]
 
 
 def _write_name(axes: Any, text: Any, point: np.ndarray, middle: np.ndarray) -> None:
@@ -91,6 +48,13 @@ def _write_name(axes: Any, text: Any, point: np.ndarray, middle: np.ndarray) -> 
     )
 
 
+def _in_lines(name: str) -> str:
+    """Breaks a long name before what it says in brackets, and after each comma."""
+    if len(name) <= _LONG:
+        return name
+    return name.replace(" (", "\n(").replace(", ", ",\n")
+
+
 class _Point(NamedTuple):
     """One run: its name, and where it and its error bar lie, in data units."""
 
@@ -116,21 +80,22 @@ def _place_names(page: Any, axes: Any, points: Sequence[_Point]) -> None:
     scale = page.dpi / 72
     inside = axes.get_window_extent(renderer)
     bounds = np.array([inside.x0, inside.y0, inside.x1, inside.y1])
-    places, taken = [], []
+    texts, places, bars, sizes = [], [], [], []
     for point in points:
         ends = [(point.x, point.y + sign * point.sd) for sign in (-1, 0, 1)]
         low, place, high = axes.transData.transform(ends)
-        places.append(place)
-        taken.append(np.concatenate([low - 4 * scale, high + 4 * scale]))
-    for point, place in zip(points, places, strict=True):
         look = {"color": ink(point.color), "fontsize": 7, "linespacing": 1.0}
         text = axes.text(0, 0, point.name, **look)
         extent = text.get_window_extent(renderer)
-        size = np.array([extent.width, extent.height]) + 4  # pixels between two names
-        box = _free_box(place, size, taken, bounds, scale)
-        taken.append(box)
         text.remove()
-        _write_name(axes, text, place, (box[:2] + box[2:]) / 2)
+        texts.append(text)
+        places.append(place)
+        bars.append(np.concatenate([low - 4 * scale, high + 4 * scale]))
+        sizes.append([extent.width + 4, extent.height + 4])  # pixels between two names
+    arrays = map(np.array, (places, bars, sizes))
+    boxes = names.place_names(*arrays, bounds=bounds, scale=scale)
+    for text, place, middle in zip(texts, places, names.middles(boxes), strict=True):
+        _write_name(axes, text, place, middle)
 
 
 def compute(title: str, entries: Sequence[Entry]) -> Any | None:
@@ -166,7 +131,7 @@ def compute(title: str, entries: Sequence[Entry]) -> Any | None:
             capsize=2,
             label=entry.title,
         )
-        points.append(_Point(wrap(entry.title, 32), amount, mean, sd, style.color))
+        points.append(_Point(_in_lines(entry.title), amount, mean, sd, style.color))
     axes.set_xscale("log")
     ticks = _ticks(min(amounts), max(amounts))
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
