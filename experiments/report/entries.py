@@ -170,6 +170,8 @@ def _shown(key: str, config: dict[str, Any]) -> str:
     value = config[key]
     if key == "max_grad_norm" and value == NO_CLIP:
         return "no clipping"
+    if key == "first_order":
+        return "first order" if value else "second order"
     return f"{name} {value if isinstance(value, str) else json.dumps(value)}"
 
 

@@ -53,9 +53,9 @@ def _mean(values: tuple[float, ...]) -> float:
 
 
 _TWENTY = {"num_tasks": 20, "rows_per_task": 1000, "glances": 5}
-_TWENTY_200 = {**_TWENTY, "capacity": 200}
+_TWENTY_200 = {**_TWENTY, "capacity": 200, "first_order": True}
 _TWENTY_ER = {**_TWENTY, "learning_rate": 0.1}
-_MANY = {"num_tasks": 100, "rows_per_task": 200, "capacity": 500}
+_MANY = {"num_tasks": 100, "rows_per_task": 200, "capacity": 500, "first_order": True}
 _ROTATIONS, _PERMUTATIONS = "mnist-rotations", "mnist-permutations"
 
 
@@ -97,7 +97,12 @@ _MNIST = (
         _PERMUTATIONS, "lamaml", (73.6, 72.9), (-7.9, -8.6), (81.5, 81.5), _TWENTY_200
     ),
     _code(
-        _PERMUTATIONS, "cmaml", (74.5, 74.1), (-11.1, -10.6), (85.6, 84.7), _TWENTY_200
+        _PERMUTATIONS,
+        "cmaml",
+        (74.5, 74.1),
+        (-11.1, -10.6),
+        (85.6, 84.7),
+        {**_TWENTY_200, "step_size_init": 0.03},
     ),
     _code(
         _PERMUTATIONS, "sync", (57.8, 60.4), (-22.2, -20.0), (80.0, 80.4), _TWENTY_200
@@ -105,24 +110,38 @@ _MNIST = (
     _code(_PERMUTATIONS, "er", (66.8,), (-17.0,), (83.8,), _TWENTY_ER),
     _code(_PERMUTATIONS, "online", (55.1,), (-26.8,), (81.9,), _TWENTY),
     _code("mnist-many", "lamaml", (46.8,), (-14.5,), (61.4,), {**_MANY, "glances": 10}),
-    _code("mnist-many", "cmaml", (46.1,), (-21.8,), (67.9,), {**_MANY, "glances": 5}),
+    _code(
+        "mnist-many",
+        "cmaml",
+        (46.1,),
+        (-21.8,),
+        (67.9,),
+        {**_MANY, "glances": 5, "step_size_init": 0.03},
+    ),
 )
 
-# method: CIFAR-100 multi, CIFAR-100 single, Tiny ImageNet multi, Tiny ImageNet single
-_IMAGES = {
-    "lamaml": (70.08, 61.18, 66.99, 52.59),
-    "cmaml": (65.44, 55.57, 61.93, 48.77),
-    "er": (59.70, 47.88, 48.23, 39.38),
-    "mer": (None, 51.38, None, 44.87),
-    "gem": (62.80, 48.27, 50.57, 40.56),
-    "agem": (58.37, 46.93, 46.38, 38.96),
-}
+_CIFAR, _TINY = "cifar100-split", "tinyimagenet-split"
 _COLUMNS = (
-    ("cifar100-split", "multi", 20),
-    ("cifar100-split", "single", 20),
-    ("tinyimagenet-split", "multi", 40),
-    ("tinyimagenet-split", "single", 40),
+    (_CIFAR, "multi", 20),
+    (_CIFAR, "single", 20),
+    (_TINY, "multi", 40),
+    (_TINY, "single", 40),
 )
+# method: figures, and glances of the commands that gave them, by column.
+_IMAGES = {
+    "lamaml": ((70.08, 61.18, 66.99, 52.59), (1, 10, 1, 2)),
+    "cmaml": ((65.44, 55.57, 61.93, 48.77), (1, 2, 1, 2)),
+    "er": ((59.70, 47.88, 48.23, 39.38), (1, 10, 1, 2)),
+    "mer": ((None, 51.38, None, 44.87), (None, 1, None, 1)),
+    "gem": ((62.80, 48.27, 50.57, 40.56), (1, 2, 1, 2)),
+    "agem": ((58.37, 46.93, 46.38, 38.96), (1, 2, 1, 2)),
+}
+_INNER = {
+    (_CIFAR, "lamaml"): {"first_order": False, "step_size_init": 0.1},
+    (_CIFAR, "cmaml"): {"first_order": False, "step_size_init": 0.075},
+    (_TINY, "lamaml"): {"first_order": False, "step_size_init": 0.1},
+    (_TINY, "cmaml"): {"first_order": False, "step_size_init": 0.03},
+}
 
 _ONLINE = (
     Published(
@@ -155,10 +174,14 @@ _PRINTED = tuple(
             "num_tasks": num_tasks,
             "rows_per_task": 2250,
             "classes_per_task": 5,
+            "glances": glances,
+            **_INNER.get((benchmark, method), {}),
         },
     )
-    for method, values in _IMAGES.items()
-    for (benchmark, passes, num_tasks), value in zip(_COLUMNS, values, strict=True)
+    for method, columns in _IMAGES.items()
+    for (benchmark, passes, num_tasks), value, glances in zip(
+        _COLUMNS, *columns, strict=True
+    )
     if value is not None
 )
 PUBLISHED = (*_MNIST, *_PRINTED, *_ONLINE)
@@ -172,8 +195,8 @@ def look_up(config: Mapping[str, Any]) -> tuple[Published, ...]:
 
     Returns:
         Rows of its benchmark and method whose settings are all in ``config``, others'
-        code first; none if the run changed the stream, the glances or the capacity,
-        or was evaluated on validation rows.
+        code first; none if the run changed the stream, the glances, the capacity, the
+        order or C-MAML's inner rate, or was evaluated on validation rows.
     """
     return tuple(
         row

@@ -213,6 +213,7 @@ class TestTable:
             "benchmark": "mnist-rotations",
             "rows_per_task": 1000,
             "capacity": 200,
+            "first_order": True,
         }
         accuracy = np.full((2, 20, 20), 0.5, np.float32)
         accuracy[:, -1] = [[0.1], [0.5]]
@@ -318,6 +319,10 @@ class TestVariants:
         labels = self.labels(tmp_path, {"max_grad_norm": 1e6}, {"max_grad_norm": 2.0})
         assert labels == ["no clipping", "max grad norm 2.0"]
 
+    def test_orders_are_called_as_people_call_them(self, tmp_path):
+        labels = self.labels(tmp_path, {"first_order": True}, {"first_order": False})
+        assert labels == ["first order", "second order"]
+
     def test_a_bound_that_is_no_number_is_shown_as_it_is(self, tmp_path):
         labels = self.labels(tmp_path, {"max_grad_norm": None}, {"max_grad_norm": 2.0})
         assert labels == ["max grad norm null", "max grad norm 2.0"]
@@ -353,6 +358,7 @@ ROTATIONS = {
     "rows_per_task": 1000,
     "glances": 5,
     "capacity": 200,
+    "first_order": True,
 }
 
 
@@ -364,10 +370,37 @@ TINY = {
     "num_tasks": 40,
     "rows_per_task": 2250,
     "classes_per_task": 5,
+    "glances": 2,
+    "first_order": False,
+    "step_size_init": 0.1,
 }
 
 
 class TestPublished:
+    @pytest.mark.parametrize(
+        "row", published.PUBLISHED, ids=lambda row: f"{row.benchmark}, {row.method}"
+    )
+    def test_a_figure_stands_beside_the_preset_and_no_variant_of_it(self, row):
+        benchmark, passes = (
+            benchmarks.get_benchmark(row.benchmark),
+            row.settings.get("passes", "single"),
+        )
+        (hyper,) = presets.resolve(benchmark.name, [row.method], {}, passes=passes)
+        setting = row.settings.get("setting", "agnostic")
+        config = config_record(
+            RunConfig(
+                benchmark, row.method, (0,), hyper, setting=setting, passes=passes
+            )
+        )
+        assert row in published.look_up(config)
+        changes = [{"glances": 7}]
+        if config.get("first_order") is not None:
+            changes += [{"first_order": not config["first_order"]}]
+        if row.method == "cmaml":
+            changes += [{"step_size_init": 0.0}]
+        for change in changes:
+            assert published.look_up(config | change) == ()
+
     def test_means_are_over_the_listed_seeds(self):
         code, paper = published.look_up(ROTATIONS)
         assert code.ra == pytest.approx((77.5 + 76.8 + 77.0) / 3)
@@ -395,8 +428,9 @@ class TestPublished:
             assert published.look_up(config | change) == ()
 
     def test_image_figures_are_told_apart_by_passes(self):
-        assert published.look_up(TINY | {"method": "mer", "passes": "multi"}) == ()
-        (row,) = published.look_up(TINY | {"method": "mer"})
+        mer = {"method": "mer", "glances": 1}
+        assert published.look_up(TINY | mer | {"passes": "multi"}) == ()
+        (row,) = published.look_up(TINY | mer)
         assert row.ra == 44.87
 
     @pytest.mark.parametrize(
@@ -413,7 +447,7 @@ class TestPublished:
         assert published.look_up(TINY | change) == ()
 
     def test_cifar_has_twenty_tasks(self):
-        cifar = {"benchmark": "cifar100-split", "num_tasks": 20}
+        cifar = {"benchmark": "cifar100-split", "num_tasks": 20, "glances": 10}
         (row,) = published.look_up(TINY | cifar)
         assert row.ra == 61.18
 
