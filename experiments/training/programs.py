@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from experiments.config.run_config import RunConfig, check_memory
 from experiments.methods.hyperparameters import rates_of
 from experiments.support.errors import UserError
+from experiments.support.memory import return_freed
 from experiments.training import placement
 from experiments.training.inputs import Inputs, Own, Shared
 from experiments.training.one_seed import Trained, make_functions
@@ -255,6 +256,7 @@ def compile_programs(groups: Sequence[Group], inputs: Inputs) -> Iterator[Progra
             compiled[form] = done.evaluate
         else:
             done = _compile(traced)._replace(evaluate=compiled[form])
+        return_freed()
         yield Program(
             sum(len(config.seeds) for config in group),
             done,
