@@ -21,6 +21,9 @@ from experiments.methods.problem import Problem
 from experiments.methods.replay import make_replay_learner
 from experiments.schema.hyperparameters import Hyperparameters
 
+INNER = "is_inner"
+"""Field of rows that an inner step is taken on; its values do not matter."""
+
 
 class PoclInfo(NamedTuple):
     """What one update reports."""
@@ -51,24 +54,21 @@ def make_task_fn(problem: Problem) -> Callable[[lm.Batch], jax.Array]:
 
 
 def make_loss(problem: Problem) -> Callable[..., jax.Array]:
-    """Builds the loss of rows that say whether they are of an inner step.
+    """Builds the loss of rows, of which those of an inner step have a field ``INNER``.
 
     Returns:
-        ``fn(weights, batch) -> [B]``, nats: that of the problem, but where one head
-        serves tasks with classes of their own, a row whose ``is_inner`` is True
-        competes with its task's classes only.
+        ``fn(weights, batch) -> [B]``, nats: that of the problem, but in an inner step,
+        where one head serves tasks with classes of their own, a row competes with its
+        task's classes only.
     """
 
     def loss_fn(weights, batch) -> jax.Array:
-        rows = {name: leaf for name, leaf in batch.items() if name != "is_inner"}
-        if problem.is_task_aware or problem.classes_per_task is None:
+        rows = {name: leaf for name, leaf in batch.items() if name != INNER}
+        size = problem.classes_per_task
+        if INNER not in batch or problem.is_task_aware or size is None:
             return problem.loss_fn(weights, rows)
-        logits = problem.logits_fn(weights, rows["image"])
-        labels, size = rows["label"], problem.classes_per_task
-        within = lm.losses.multi_head_cross_entropy(
-            logits, labels, labels // size, size
-        )
-        return jnp.where(batch["is_inner"], within, problem.loss_fn(weights, rows))
+        logits, labels = problem.logits_fn(weights, rows["image"]), rows["label"]
+        return lm.losses.multi_head_cross_entropy(logits, labels, labels // size, size)
 
     return loss_fn
 
@@ -125,12 +125,12 @@ def make_update(
         num_old = hyper.replay_size
         past, current = split_tasks(tasks_of(rows), mask, num_old, problem.num_tasks)
         params = lm.MetaParams(weights, hyper.step_size_init)
-        marked = lambda flag: rows | {"is_inner": jnp.full(mask.shape, flag)}
-        query, support = marked(False), jax.tree.map(lambda x: x[None], marked(True))
+        support = jax.tree.map(lambda x: x[None], rows | {INNER: mask})
 
         # One inner step on a task's rows, then the loss of all rows.
-        def hypergradient(rows, of_task) -> tuple[jax.Array, lm.Params]:
-            (loss, _), grads = value_and_grad(params, rows, query, of_task[None], mask)
+        def hypergradient(support, of_task) -> tuple[jax.Array, lm.Params]:
+            masks = of_task[None], mask
+            (loss, _), grads = value_and_grad(params, support, rows, *masks)
             return loss, grads.weights
 
         loss, own = hypergradient(support, current)

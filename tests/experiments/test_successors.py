@@ -172,6 +172,27 @@ def test_pocl_takes_task_ids_where_there_are_some_and_says_where_it_needs_them()
     assert pocl.make_task_fn(aware)({"task": tasks}) is tasks
 
 
+@pytest.mark.parametrize("rows_of_inner_step", [False, True])
+def test_a_loss_of_pocl_passes_the_network_once(rows_of_inner_step):
+    passes = []
+
+    def logits_fn(weights, images):
+        passes.append(images)
+        return PROBLEM.logits_fn(weights, images)
+
+    counting = PROBLEM._replace(
+        logits_fn=logits_fn,
+        loss_fn=lambda weights, batch: optax.softmax_cross_entropy_with_integer_labels(
+            logits_fn(weights, batch["image"]), batch["label"]
+        ),
+    )
+    batch = rows([0, 1, 2])
+    if rows_of_inner_step:
+        batch |= {pocl.INNER: jnp.ones(3, bool)}
+    pocl.make_loss(counting)(jnp.asarray(WEIGHTS), batch)
+    assert len(passes) == 1
+
+
 def test_pocl_costs_a_query_for_each_task_seen():
     hyper = hyper_of("pocl", batch_size=10, replay_size=10)
     # Inner steps of 20 rows in second order; of 3 tasks, 2 are seen on average.
