@@ -7,13 +7,11 @@ import numpy as np
 
 from experiments.report.entries import Entry
 from experiments.report.figures import names
-from experiments.report.figures.common import figure, ink, mean_and_sd
+from experiments.report.figures.common import figure, ink, mean_and_sd, wrap
 
 _DECADE = (1, 2, 5)
 # Of the first run of a method, and of further ones.
 _FILLS = ("full", "none", "left", "bottom", "top", "right")
-_LONG = 24
-"""Characters of a name that stands in one line."""
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -46,13 +44,6 @@ def _write_name(axes: Any, text: Any, point: np.ndarray, middle: np.ndarray) -> 
             "shrinkB": 3,
         },
     )
-
-
-def _in_lines(name: str) -> str:
-    """Breaks a long name before what it says in brackets, and after each comma."""
-    if len(name) <= _LONG:
-        return name
-    return name.replace(" (", "\n(").replace(", ", ",\n")
 
 
 class _Point(NamedTuple):
@@ -131,7 +122,8 @@ def compute(title: str, entries: Sequence[Entry]) -> Any | None:
             capsize=2,
             label=entry.title,
         )
-        points.append(_Point(_in_lines(entry.title), amount, mean, sd, style.color))
+        name = wrap(entry.title.replace(", ", ",\n"))
+        points.append(_Point(name, amount, mean, sd, style.color))
     axes.set_xscale("log")
     ticks = _ticks(min(amounts), max(amounts))
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
