@@ -95,9 +95,15 @@ def _pack(out: Path) -> None:
 
 
 def _stage(
-    works: list[dict[str, Any]], out: Path, at_once: int, dry_run: bool, end: float
+    works: list[dict[str, Any]],
+    running: list[_Running],
+    out: Path,
+    at_once: int,
+    dry_run: bool,
+    end: float,
 ) -> None:
-    waiting, running = list(works), []
+    """Runs works, and keeps those under way in ``running``, which is empty."""
+    waiting = list(works)
     told: set[str] = set()
     while waiting or running:
         now = time.monotonic()
@@ -138,11 +144,17 @@ def main() -> None:
     out = (options.out / "visit").resolve()
     (out / "logs").mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + options.seconds - 2 * _GRACE_S
-    for stage in read_plan(options.plan):
-        if options.stages is None or stage["stage"] in options.stages:
-            print(f"stage {stage['stage']}", flush=True)
-            at_once = stage.get("at_once", 1)
-            _stage(stage["works"], out, at_once, options.dry_run, end)
+    running: list[_Running] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        for stage in read_plan(options.plan):
+            if options.stages is None or stage["stage"] in options.stages:
+                print(f"stage {stage['stage']}", flush=True)
+                at_once = stage.get("at_once", 1)
+                _stage(stage["works"], running, out, at_once, options.dry_run, end)
+    finally:  # who stops the visit stops its works, which are sessions of their own
+        for each in running:
+            _signal(each, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Visits to a lent machine: each work keeps its record whatever becomes of others."""
 
+import signal
 import sys
 import tarfile
 import time
 from pathlib import Path
 
 import pytest
-from processes import run
+from processes import ended, run, start
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -77,6 +78,23 @@ def test_a_visit_ends_in_time_and_leaves_checkpoints_behind(tmp_path):
     assert time.monotonic() - start < 15
     assert "visit/run/line" in names and "visit/run/checkpoints" not in names
     assert "never began" not in text
+
+
+@pytest.mark.slow
+def test_a_visit_that_is_stopped_stops_its_works(tmp_path):
+    code = "import time\nwhile True: print(flush=True); time.sleep(0.05)"
+    stage = {"stage": "one", "works": [work("endless", code)]}
+    plan = write_plan(tmp_path / "plan.yaml", stage)
+    log = tmp_path / "visit/logs/endless.log"
+    process = start([sys.executable, "-m", "experiments.bench.visit", plan, tmp_path])
+    while not (log.is_file() and log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    ended(process, 128 + signal.SIGTERM)
+    written = log.read_text()
+    time.sleep(1)
+    assert log.read_text() == written
 
 
 @pytest.mark.slow
