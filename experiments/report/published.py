@@ -53,9 +53,15 @@ def _mean(values: tuple[float, ...]) -> float:
 
 
 _TWENTY = {"num_tasks": 20, "rows_per_task": 1000, "glances": 5}
-_TWENTY_200 = {**_TWENTY, "capacity": 200, "first_order": True}
-_TWENTY_ER = {**_TWENTY, "learning_rate": 0.1}
-_MANY = {"num_tasks": 100, "rows_per_task": 200, "capacity": 500, "first_order": True}
+_TWENTY_200 = {**_TWENTY, "capacity": 200, "replay_size": 10, "first_order": True}
+_TWENTY_ER = {**_TWENTY, "capacity": 200, "replay_size": 10, "learning_rate": 0.1}
+_MANY = {
+    "num_tasks": 100,
+    "rows_per_task": 200,
+    "capacity": 500,
+    "replay_size": 10,
+    "first_order": True,
+}
 _ROTATIONS, _PERMUTATIONS = "mnist-rotations", "mnist-permutations"
 
 
@@ -143,6 +149,17 @@ _INNER = {
     (_TINY, "cmaml"): {"first_order": False, "step_size_init": 0.03},
 }
 
+_CAPACITY = {_CIFAR: 200, _TINY: 400}
+# Rows that those commands replay in every update from a memory of that capacity.
+_REPLAYED = {"lamaml": 10, "cmaml": 10, "er": 1, "mer": 25}
+
+
+def _memory(benchmark: str, method: str) -> dict[str, int]:
+    if method not in _REPLAYED:
+        return {}
+    return {"capacity": _CAPACITY[benchmark], "replay_size": _REPLAYED[method]}
+
+
 _ONLINE = (
     Published(
         "cifar100-online",
@@ -154,6 +171,7 @@ _ONLINE = (
             "rows_per_task": 2250,
             "classes_per_task": 5,
             "capacity": 2000,
+            "replay_size": 10,
             "glances": 3,
             "learning_rate": 0.0599,
             "max_grad_norm": NO_CLIP,
@@ -175,6 +193,7 @@ _PRINTED = tuple(
             "rows_per_task": 2250,
             "classes_per_task": 5,
             "glances": glances,
+            **_memory(benchmark, method),
             **_INNER.get((benchmark, method), {}),
         },
     )
@@ -195,8 +214,9 @@ def look_up(config: Mapping[str, Any]) -> tuple[Published, ...]:
 
     Returns:
         Rows of its benchmark and method whose settings are all in ``config``, others'
-        code first; none if the run changed the stream, the glances, the capacity, the
-        order or C-MAML's inner rate, or was evaluated on validation rows.
+        code first; none if the run changed the stream, the glances, the reservoir or
+        how many of its rows are replayed, the order or C-MAML's inner rate, or was
+        evaluated on validation rows.
     """
     return tuple(
         row
