@@ -164,7 +164,10 @@ def test_headline_rows_are_those_of_the_committed_report():
     (_, _, *rows), *_ = tables(section(FRONT, "Results"))
     assert len(rows) == 6
     for method, *shown in rows:
-        for benchmark, cell in zip(columns, shown, strict=True):
+        for column, cell in zip(columns, shown, strict=True):
+            benchmark = column
+            if method == "IID" and not cells.get((method, f"{column} RA %")):
+                benchmark += " (several passes)"  # it has no budget of one pass
             accuracy = cells.get((method, f"{benchmark} RA %"), "").split(" [")[0]
             accuracy, one_seed, _ = accuracy.partition(" (1)")
             if accuracy:

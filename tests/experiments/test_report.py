@@ -213,6 +213,7 @@ class TestTable:
             "benchmark": "mnist-rotations",
             "rows_per_task": 1000,
             "capacity": 200,
+            "replay_size": 10,
             "first_order": True,
         }
         accuracy = np.full((2, 20, 20), 0.5, np.float32)
