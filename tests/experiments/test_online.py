@@ -363,21 +363,26 @@ def test_er_ace_descends_the_two_means():
 # The network -------------------------------------------------------------------------
 
 
-def test_the_reduced_resnet_has_the_published_layers():
-    benchmark = benchmarks.BENCHMARKS["cifar100-online"]
+@pytest.mark.parametrize("given", ["", "channels: [64, 128, 256, 512]"])
+def test_the_reduced_resnet_has_the_published_layers(given, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"benchmark: cifar100-online\n{given}\n")
+    benchmark = request.make_request(request.read_file(path)).benchmark
+    first = 64 if given else 20
     model = network(benchmark, (32, 32, 3), 100)
     weights = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert weights.keys() == {"params"}  # averages are kept apart
     assert len(jax.tree.leaves(jax.eval_shape(model.running.init))) == 40
     sizes = [leaf.size for leaf in jax.tree.leaves(weights)]
     # A scale and a bias per normalised channel, no bias in a convolution.
-    widths, convolutions, norms = (20, 40, 80, 160), 27 * 20, 20
-    for before, width in zip((20, *widths), widths, strict=False):
+    widths = (first, 2 * first, 4 * first, 8 * first)
+    convolutions, norms = 27 * first, first
+    for before, width in zip((first, *widths), widths, strict=False):
         convolutions += 9 * width * (before + 3 * width)
         norms += 4 * width
         if before != width:
             convolutions, norms = convolutions + before * width, norms + width
-    assert sum(sizes) == convolutions + 2 * norms + 160 * 100 + 100
+    assert sum(sizes) == convolutions + 2 * norms + 8 * first * 100 + 100
     logits = jax.eval_shape(model.apply, weights, jnp.zeros((7, 32, 32, 3)))
     assert logits.shape == (7, 100)
     head = networks.head_mask(weights)["params"]
