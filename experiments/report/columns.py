@@ -105,6 +105,10 @@ def _setting(name: str) -> Column:
     return Column(name, text, (name,), lambda entry: [entry.run.config.get(name)])
 
 
+def _folders(entry: Entry) -> str:
+    return ", ".join(str(run.folder) for run in entry.parts)
+
+
 def _authors_values(entry: Entry, name: str) -> list[object]:
     return [_known(getattr(figure, name)) for figure in entry.published[:1]] or [None]
 
@@ -167,9 +171,7 @@ SECONDS = Column(
     lambda e: [_known(e.train_s), e.device],
 )
 REMARK = Column("remark", remark)
-_FOLDER = Column(
-    "folder", lambda e: str(e.run.folder), ("folder",), lambda e: [e.run.folder]
-)
+_FOLDER = Column("folder", _folders, ("folder",), lambda e: [_folders(e)])
 _ANYTIME = (AAA, WORST)
 _MEASURED = (RA, BTI, LA, FWT, AAA, WORST, PROBE)
 _AUTHORS_COLUMNS = (AUTHORS_RA, AUTHORS_BTI)

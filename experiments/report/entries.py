@@ -1,13 +1,14 @@
 """Entries of a report: which runs stand together, and what tells them apart."""
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import run_folder
-from experiments.report import old_costs, published, wording
+from experiments.report import joining, old_costs, published, wording
 from experiments.run_folder import (
     ANYTIME_METRICS,
     GRADIENT_EVALUATIONS,
@@ -24,11 +25,6 @@ _NOT_SETTINGS = {
     *("format_version", "benchmark", "method", "seeds", "description"),
     *("probes", "alignment", "linear_probe", "eval_every", "presets_from"),
     *("anytime_every", "anytime_rows"),
-}
-# Measured along a run, with a leading seed axis.
-_BY_SEED = {
-    *("probe_slow", "probe_fast", "step_size_quantiles", "task_alignment"),
-    *("anytime_accuracy", LINEAR_PROBE),
 }
 
 
@@ -48,7 +44,7 @@ class Spread(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One run in a report: what its tables and figures say of it."""
+    """One run in a report, whole or in parts: what tables and figures say of it."""
 
     benchmark: str
     """What it is compared within: a benchmark and what is unusual of the protocol."""
@@ -57,6 +53,9 @@ class Entry(NamedTuple):
     variant: int
     """0 for the first run of a method on a benchmark, 1 for the next."""
     run: Run
+    """With the seeds of all ``parts``."""
+    parts: tuple[Run, ...]
+    """The run folders that it comes from."""
     percent: Mapping[str, np.ndarray]
     """[S] of the seeds that have a result, percent or percentage points: ``METRICS``,
     and ``ANYTIME_METRICS`` and ``LINEAR_PROBE`` where it has them. NaN where it means
@@ -122,21 +121,22 @@ class Entry(NamedTuple):
 
     @property
     def device(self) -> str:
-        """What it was trained on, such as "cpu" or "NVIDIA H200"."""
-        return str(self.run.environment.get("device", "cpu"))
+        """What it was trained on, such as "cpu" or "NVIDIA H200"; each kind once."""
+        return ", ".join(dict.fromkeys(map(_device, self.parts)))
 
     @property
     def train_s(self) -> float | None:
         """Of training per seed, seconds.
 
         Processor time on a CPU; on an accelerator, which its seeds share, the wall time
-        over their number.
+        over their number. None if not known, or if devices of several kinds trained
+        the seeds: their seconds have no common mean.
         """
-        timing = self.run.summary["timing"]
-        if self.device.lower() == "cpu":
-            return timing.get("train_cpu_s_per_seed")
-        side_by_side = timing.get("seeds_side_by_side", self.run.seeds.size)
-        return timing["train_s"] / side_by_side if "train_s" in timing else None
+        if len(set(map(_device, self.parts))) > 1:
+            return None
+        each = [(_train_s(part), part.seeds.size) for part in self.parts]
+        known = [s for s, count in each if s is not None for _ in range(count)]
+        return statistics.mean(known) if len(known) == self.run.seeds.size else None
 
     def spread(self, metric: str) -> Spread | None:
         """Mean and sd of one of ``percent``; None if it is not there."""
@@ -152,8 +152,22 @@ class Entry(NamedTuple):
         """
         array = self.run.arrays.get(name)
         return (
-            array[self.has_result] if array is not None and name in _BY_SEED else array
+            array[self.has_result]
+            if array is not None and joining.is_by_seed(name)
+            else array
         )
+
+
+def _device(run: Run) -> str:
+    return str(run.environment.get("device", "cpu"))
+
+
+def _train_s(run: Run) -> float | None:
+    timing = run.summary["timing"]
+    if _device(run).lower() == "cpu":
+        return timing.get("train_cpu_s_per_seed")
+    side_by_side = timing.get("seeds_side_by_side", run.seeds.size)
+    return timing["train_s"] / side_by_side if "train_s" in timing else None
 
 
 def spread(values: Sequence[float] | np.ndarray) -> Spread:
@@ -179,7 +193,7 @@ def seeds_text(seeds: Sequence[int]) -> str:
     """Names seeds: the first and the last where they follow one another."""
     if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
         return f"seeds {seeds[0]}-{seeds[-1]}"
-    return f"seeds {' '.join(map(str, seeds))}"
+    return f"seed{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}"
 
 
 def variant_labels(runs: Sequence[Run]) -> list[str]:
@@ -217,7 +231,8 @@ def variant_labels(runs: Sequence[Run]) -> list[str]:
     return labels
 
 
-def _entry(run: Run, benchmark: str, variant: int, suffix: str) -> Entry:
+def _entry(joined: joining.Joined, benchmark: str, variant: int, suffix: str) -> Entry:
+    run = joined.run
     used = run_folder.has_result(run)
     method = str(run.config["method"])
     name = styles.NAMES.get(method, method)
@@ -234,6 +249,7 @@ def _entry(run: Run, benchmark: str, variant: int, suffix: str) -> Entry:
         f"{name} ({suffix})" if suffix else name,
         variant,
         run,
+        joined.parts,
         percent,
         published.look_up(run.config),
         run.summary.get("cost") or old_costs.derive(run.config),
@@ -250,20 +266,22 @@ def protocol(config: dict[str, Any]) -> str:
 
 
 def make_entries(runs: Sequence[Run]) -> list[Entry]:
-    """Groups runs by protocol and length, labels them, and sorts each group by RA.
+    """Joins seeds, groups by protocol and length, labels, and sorts groups by RA.
 
     Args:
         runs: from ``run_folder.read``.
 
     Returns:
-        One entry per run, in the order of ``wording.benchmark_order``; a benchmark run
+        One entry per run, runs that differ in their seeds only being one
+        (``joining``), in the order of ``wording.benchmark_order``; a benchmark run
         with several numbers of tasks becomes several benchmarks, because their figures
         do not compare.
     """
-    groups: dict[tuple[str, int], list[Run]] = {}
-    for run in runs:
-        key = protocol(run.config), run.config["num_tasks"]
-        groups.setdefault(key, []).append(run)
+    groups: dict[tuple[str, int], list[joining.Joined]] = {}
+    for joined in joining.join_seeds(runs):
+        config = joined.run.config
+        key = protocol(config), config["num_tasks"]
+        groups.setdefault(key, []).append(joined)
     entries = []
     ordered = sorted(
         groups.items(), key=lambda each: (wording.benchmark_order(each[0][0]), each[0])
@@ -271,11 +289,12 @@ def make_entries(runs: Sequence[Run]) -> list[Entry]:
     for (benchmark, num_tasks), group in ordered:
         lengths = [key for key in groups if key[0] == benchmark]
         title = f"{benchmark}-{num_tasks}-tasks" if len(lengths) > 1 else benchmark
-        methods = [run.config["method"] for run in group]
+        methods = [joined.run.config["method"] for joined in group]
         part = []
         for method in dict.fromkeys(methods):
-            same = [run for run in group if run.config["method"] == method]
-            for variant, suffix in enumerate(variant_labels(same)):
+            same = [each for each in group if each.run.config["method"] == method]
+            suffixes = variant_labels([each.run for each in same])
+            for variant, suffix in enumerate(suffixes):
                 part.append(_entry(same[variant], title, variant, suffix))
         entries += sorted(part, key=lambda entry: -entry.retained_accuracy.mean())
     return entries

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from experiments.report.entries import Entry, seeds_text
+from experiments.run_folder import Run
 
 _NO_HYPERPARAMETERS = {"format_version", "benchmark", "method", "seeds", "description"}
 
@@ -75,21 +76,22 @@ def environment_facts(environment: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in facts.items() if text}
 
 
-def run_facts(entry: Entry) -> dict[str, str]:
+def run_facts(run: Run) -> dict[str, str]:
     """Command, date, commit, device, versions and hyper-parameters, by name."""
-    return environment_facts(entry.run.environment) | {
-        "seeds": seeds_text(entry.run.config["seeds"]).removeprefix("seeds "),
-        "hyper-parameters": hyperparameters_text(entry.run.config),
-        "folder": str(entry.run.folder),
+    return environment_facts(run.environment) | {
+        "seeds": seeds_text(run.config["seeds"]).partition(" ")[2],
+        "hyper-parameters": hyperparameters_text(run.config),
+        "folder": str(run.folder),
     }
 
 
-def run_summary(entry: Entry) -> str:
-    """One line that tells a run from others."""
-    environment = entry.run.environment
+def run_summary(entry: Entry, run: Run) -> str:
+    """One line that tells a run from others, and a part of an entry from its others."""
+    environment = run.environment
     commit = commit_text(environment)
     parts = (
         entry.label,
+        seeds_text(run.config["seeds"]) if len(entry.parts) > 1 else "",
         date_text(environment),
         commit and f"commit {commit}",
         device_text(environment),
@@ -104,15 +106,14 @@ def _listed(texts: Iterable[str]) -> str:
 
 def opening(entries: Sequence[Entry]) -> str:
     """Says how many runs a report holds, of when, and where they were made."""
-    count = len(entries)
+    environments = [run.environment for entry in entries for run in entry.parts]
     methods = len({entry.method for entry in entries})
     benchmarks = len({entry.benchmark for entry in entries})
     plural = lambda number, word: f"{number} {word}{'s' * (number != 1)}"
     text = (
-        f"{plural(count, 'run')} of {plural(methods, 'method')} on "
+        f"{plural(len(environments), 'run')} of {plural(methods, 'method')} on "
         f"{plural(benchmarks, 'benchmark')}"
     )
-    environments = [entry.run.environment for entry in entries]
     if dates := sorted(filter(None, map(_date, environments))):
         first, last = _day(dates[0]), _day(dates[-1])
         text += (

@@ -100,8 +100,9 @@ def of_runs(comparisons: Sequence[Comparison], skipped: Sequence[str]) -> list[S
         Section(
             wording.benchmark_title(benchmark),
             [
-                Folded(provenance.run_summary(entry), provenance.run_facts(entry))
+                Folded(provenance.run_summary(entry, run), provenance.run_facts(run))
                 for entry in each.of(benchmark)
+                for run in entry.parts
             ],
         )
         for each in comparisons
