@@ -1,6 +1,7 @@
 """A compiled run of La-MAML whose training can be repeated."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,12 @@ class Job:
 
 
 def shortened(benchmark: benchmarks.Benchmark, rows: int) -> benchmarks.Benchmark:
-    """Returns the benchmark with at most ``rows`` rows per task."""
-    rows = min(rows, benchmark.rows_per_task)
+    """Returns the benchmark with at most ``rows`` rows per task.
+
+    They are whole batches of La-MAML's and as many of each class of a task that has
+    classes of its own; where ``rows`` are too few for that, the least such number.
+    """
+    (hyper,) = presets.resolve(benchmark.name, ["lamaml"])
+    least = math.lcm(hyper.batch_size, benchmark.classes_per_task or 1)
+    rows = min(max(rows // least, 1) * least, benchmark.rows_per_task)
     return dataclasses.replace(benchmark, rows_per_task=rows)

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import bench
 from experiments.bench import timing, update
-from experiments.bench.job import Job
+from experiments.bench.job import Job, shortened
 from experiments.bench.scaling import device_counts
 from experiments.cli import app as command_line
 from experiments.config import benchmarks, presets
@@ -119,6 +119,18 @@ def test_products_of_a_network_with_averages_are_counted():
     second = 4 * (9 * 2 * 3 + 2 * 3) + 3 * 4 * 9 * 3 * 3
     expected = rows * (4 * stem + 6 * (first + second + 3 * 7))
     assert update.flops_per_meta_update(benchmark, hyper, (4, 4, 3), 7) == expected
+
+
+@pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
+@pytest.mark.parametrize("most", [1, 20, 60, 64])
+def test_a_shortened_task_has_whole_batches_and_all_of_its_classes(name, most):
+    benchmark = benchmarks.get_benchmark(name)
+    (hyper,) = presets.resolve(name, ["lamaml"])
+    rows = shortened(benchmark, most).rows_per_task
+    assert rows % hyper.batch_size == 0
+    if benchmark.classes_per_task:
+        assert rows % benchmark.classes_per_task == 0
+    assert rows <= max(most, hyper.batch_size * (benchmark.classes_per_task or 1))
 
 
 @pytest.mark.slow
