@@ -17,6 +17,9 @@ from experiments.training.inputs import place
 from experiments.training.probes import batches_per_part
 from experiments.training.programs import compile_programs
 
+FEW_ROWS = 60
+"""Of a task, for a quick run, and where an update takes a part of a second."""
+
 
 class Job:
     """La-MAML on a benchmark, compiled; the state goes on from call to call."""

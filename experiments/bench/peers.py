@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import timing
-from experiments.bench.job import Job, shortened
+from experiments.bench.job import FEW_ROWS, Job, shortened
 from experiments.bench.ours import (
     CHAIN,
     Rows,
@@ -38,8 +38,6 @@ from experiments.schema.hyperparameters import Hyperparameters
 from experiments.support.errors import UserError
 
 _SEEDS = (10, 100)
-_FEW_ROWS = 60
-"""Of a task, for a quick run, and where an update takes a part of a second."""
 _TOLERANCE = 1e-4
 """Of the distance that a leaf's weights or step sizes have moved. Both sum up to 784
 products per number in float32, in another order: after 5 updates of 10 inner steps that
@@ -229,7 +227,7 @@ def measure(settings: Settings) -> Sequence[Result]:
     if benchmark.channels:
         overrides["glances"] = 1
     if settings.quick or benchmark.channels:
-        benchmark = shortened(benchmark, _FEW_ROWS)
+        benchmark = shortened(benchmark, FEW_ROWS)
     kind, cores = jax.devices()[0].device_kind, len(os.sched_getaffinity(0))
     title = (
         f"La-MAML on {benchmark.name} in turn with PyTorch {torch.__version__} "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from experiments import networks
 from experiments.bench import timing
-from experiments.bench.job import Job, shortened
+from experiments.bench.job import FEW_ROWS, Job, shortened
 from experiments.bench.settings import Settings
 from experiments.config import benchmarks
 from experiments.config.run_config import num_meta_updates
@@ -20,7 +20,6 @@ from experiments.run_folder.measurements import Result
 from experiments.schema.hyperparameters import Hyperparameters
 
 _TASKS = 2
-_FEW_ROWS = 64  # of a task, where an update takes a second
 _FLOAT = 4
 
 
@@ -194,7 +193,7 @@ def measure(settings: Settings) -> Sequence[Result]:
     """
     tasks, benchmark = _TASKS, settings.benchmark
     if settings.quick or benchmark.channels:
-        tasks, benchmark = 1, shortened(benchmark, _FEW_ROWS)
+        tasks, benchmark = 1, shortened(benchmark, FEW_ROWS)
     devices = jax.devices()
     job = Job(benchmark, range(len(devices)), settings.data_dir, **settings.overrides)
     title = f"La-MAML on {benchmark.name}, a seed on each of {len(devices)} "

@@ -95,7 +95,7 @@ def test_a_run_alone_is_left_as_it_is():
     assert joined.parts == (whole,)
 
 
-def test_a_seed_that_diverged_is_named_whatever_part_it_is_in(tmp_path):
+def test_a_seed_that_diverged_is_named_whatever_part_it_is_in():
     whole = whole_run()
     lost = {"diverged_seeds": [3], "diverged_at": {"3": {"task": 1}}}
     whole = whole._replace(summary=whole.summary | lost)
