@@ -6,6 +6,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from processes import ended, run, start
 from ruamel.yaml import YAML
@@ -13,6 +14,10 @@ from typer.testing import CliRunner
 
 from experiments.bench.visit import read_plan
 from experiments.cli import app as command_line
+from experiments.cli import run as run_command
+from experiments.config import benchmarks, request
+from experiments.config.run_config import anytime_after
+from experiments.data import sources
 from experiments.run_folder.environment import environment
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +134,54 @@ def test_the_plan_has_options_that_commands_know():
             ]
             assert not unknown and each["name"] not in names
             names.add(each["name"])
+
+
+class Asked(Exception):
+    """Raised where training would start, with what the command asked for."""
+
+
+def run_commands():
+    return [
+        pytest.param(each["run"].split(), each["dry"].split(), id=each["name"])
+        for stage in read_plan(PLAN)
+        for each in stage["works"]
+        if each["run"].startswith("run ")
+    ]
+
+
+@pytest.fixture(scope="module")
+def cifar100():
+    """Its labels; one byte stands for all images."""
+    train, test = np.repeat(np.arange(100), 500), np.repeat(np.arange(100), 100)
+    byte, image = np.uint8(0), (32, 32, 3)
+    return sources.Source(
+        np.broadcast_to(byte, (len(train), *image)),
+        train,
+        np.broadcast_to(byte, (len(test), *image)),
+        test,
+        num_classes=100,
+        max_value=255,
+    )
+
+
+@pytest.mark.parametrize("is_dry", [True, False])
+@pytest.mark.parametrize("words, dry", run_commands())
+def test_the_plan_has_sizes_that_the_data_can_serve(
+    words, dry, is_dry, cifar100, monkeypatch
+):
+    def catch(asked, *_):
+        raise Asked(asked)
+
+    monkeypatch.setattr(run_command, "_begin", lambda *_: None)
+    monkeypatch.setattr(run_command, "_train", catch)
+    monkeypatch.setattr(sources, "check_source", lambda *_: None)
+    caught = CliRunner().invoke(command_line.app, words + dry * is_dry).exception
+    assert isinstance(caught, Asked), caught
+    (config,) = request.configs(*caught.args, cifar100.num_classes)
+    data = benchmarks.draw(config.benchmark, cifar100, config.seeds[:1])
+    assert len(config.seeds) == 5 and data.rows.shape[1] == config.benchmark.num_tasks
+    if config.benchmark.anytime_every is not None:
+        assert len(anytime_after(config)) > 1
 
 
 def test_records_name_the_commit_that_they_are_told(monkeypatch):
