@@ -13,7 +13,7 @@ from experiments.support.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 _SCRIPT = """
-import dataclasses, json, os, sys, time
+import dataclasses, json, sys, time
 start = time.perf_counter()
 benchmark, data_dir, cache, methods = json.loads(sys.argv[1])
 import PACKAGE, jax
@@ -22,7 +22,8 @@ from experiments.training import placement
 from experiments.training.inputs import place
 from experiments.training.programs import compile_programs
 from experiments.config.run_config import RunConfig
-placement.use_cpu_devices(os.cpu_count() or 1)
+from experiments.support.cores import usable_cores
+placement.use_cpu_devices(usable_cores())
 placement.cache_compilations(cache)
 count = len(jax.devices())
 imported = time.perf_counter()

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from experiments.config import presets
 from experiments.config.benchmarks import Benchmark
 from experiments.run_folder.measurements import Result
 from experiments.schema.hyperparameters import Hyperparameters
+from experiments.support.cores import usable_cores
 from experiments.support.errors import UserError
 
 _SEEDS = (10, 100)
@@ -228,7 +228,7 @@ def measure(settings: Settings) -> Sequence[Result]:
         overrides["glances"] = 1
     if settings.quick or benchmark.channels:
         benchmark = shortened(benchmark, FEW_ROWS)
-    kind, cores = jax.devices()[0].device_kind, len(os.sched_getaffinity(0))
+    kind, cores = jax.devices()[0].device_kind, usable_cores()
     title = (
         f"La-MAML on {benchmark.name} in turn with PyTorch {torch.__version__} "
         f"({kind}; {cores} cores, {torch.get_num_threads()} threads of PyTorch)"

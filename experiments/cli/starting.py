@@ -1,16 +1,16 @@
 """Before a command works: a person's own files, and jax with its devices and cache."""
 
-import os
 from typing import Any
 
+from experiments.support.cores import usable_cores
 from experiments.support.errors import UserError
 
 
 def use_devices(devices: int | None) -> None:
-    """Imports jax with that many devices on a CPU; None for one per core."""
+    """Imports jax with that many devices on a CPU; None for one per usable core."""
     from experiments.training import placement
 
-    count = devices if devices is not None else os.cpu_count() or 1
+    count = devices if devices is not None else usable_cores()
     if count < 1:
         raise UserError(f"--devices: expected at least 1, received {count}")
     placement.use_cpu_devices(count)
@@ -26,10 +26,10 @@ def load_plugins(plugin: list[str] | None, devices: int | None = None) -> None:
 
 
 def start_jax(devices: int | None, cache: bool, processes: Any = None) -> None:
-    """Imports jax with one device per core on a CPU, and with its persistent cache.
+    """Imports jax with its cache of programs, and a device per usable core of a CPU.
 
     Args:
-        devices: of each process, on a CPU; None for one per core.
+        devices: of each process, on a CPU; None for one per usable core.
         cache: whether to keep compiled programs.
         processes: arguments of ``placement.join_processes``, if there are several.
     """

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 
 from experiments.config.run_config import RunConfig, check_memory
 from experiments.methods.hyperparameters import rates_of
+from experiments.support.cores import usable_cores
 from experiments.support.errors import UserError
 from experiments.support.memory import return_freed
 from experiments.training import placement
@@ -212,7 +212,7 @@ def _form_of(evaluate: Jitted) -> str:
 def _compile(traced: Any) -> Any:
     """Compiles a tree of traced functions, all at a time."""
     leaves, structure = jax.tree.flatten(traced)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
         made = list(pool.map(lambda each: each.lower().compile(), leaves))
     return jax.tree.unflatten(structure, made)
 

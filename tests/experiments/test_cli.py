@@ -16,6 +16,7 @@ from experiments import methods
 from experiments.cli import app as cli
 from experiments.cli import listing, starting
 from experiments.config import benchmarks
+from experiments.support.cores import usable_cores
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--seeds", "2", "--num-tasks", "2", "--rows-per-task", "20"]
@@ -54,7 +55,7 @@ def test_run_makes_results_table_and_figures(tmp_path):
     }
     environment = json.loads((tmp_path / "out/lamaml/environment.json").read_text())
     assert environment["command"].startswith("python -m experiments run --seeds 2")
-    assert environment["device_count"] == os.cpu_count()
+    assert environment["device_count"] == usable_cores()
     report = tmp_path / "out/report"
     assert (report / "table.md").stat().st_size > 0
     assert list(report.glob("*.png"))
@@ -65,6 +66,24 @@ def test_run_makes_results_table_and_figures(tmp_path):
     assert "another run, with glances 5 instead of 3" in " ".join(again.stderr.split())
     assert "Traceback" not in again.stderr
     assert json.loads((tmp_path / "out/lamaml/summary.json").read_text()) == summary
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="no processes bound to cores here"
+)
+def test_a_process_bound_to_a_core_has_one_device():
+    core = min(os.sched_getaffinity(0))
+    done = processes.run(
+        [
+            sys.executable,
+            "-c",
+            f"import os; os.sched_setaffinity(0, {{{core}}})\n"
+            "from experiments.cli import starting; starting.use_devices(None)\n"
+            "import jax; print(jax.device_count())",
+        ],
+        PYTHONPATH=str(Path(__file__).parents[2]),
+    )
+    assert done.stdout.split() == ["1"], done.stderr
 
 
 MISTAKES = {
