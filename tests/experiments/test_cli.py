@@ -81,7 +81,7 @@ def test_a_process_bound_to_a_core_has_one_device():
             "from experiments.cli import starting; starting.use_devices(None)\n"
             "import jax; print(jax.device_count())",
         ],
-        PYTHONPATH=str(Path(__file__).parents[2]),
+        PYTHONPATH=str(ROOT),
     )
     assert done.stdout.split() == ["1"], done.stderr
 
