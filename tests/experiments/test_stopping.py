@@ -97,16 +97,26 @@ def test_a_process_ends_in_words_with_the_signals_status(code, text, count, numb
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [0.5, 1, 2, 4, "compiling", "results in"])
-def test_before_the_first_task_a_run_answers_at_once_and_stops(moment, tmp_path):
+@pytest.mark.parametrize(
+    ("after", "seconds"),
+    [
+        ("", 0.5),
+        ("", 1),
+        ("", 2),
+        ("results in", 0),
+        ("compiling", 0),
+        ("compiling", 0.5),
+    ],
+)
+def test_before_the_first_task_a_run_answers_at_once_and_stops(
+    after, seconds, tmp_path
+):
     sizes = ["--seeds", "1", "--num-tasks", "4", "--devices", "1"]
     command = experiments("run", "-m", "lamaml", *sizes, "--out", tmp_path)
     process = start([*command, "--no-compile-cache"])
-    if isinstance(moment, str):
-        while moment not in (line := process.stdout.readline()):
-            assert line, "the run ended"
-    else:
-        time.sleep(moment)
+    while after and after not in (line := process.stdout.readline()):
+        assert line, "the run ended"
+    time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     line = process.stdout.readline()
     while line and "stop" not in line:
