@@ -39,9 +39,12 @@ def device_text(environment: Mapping[str, Any]) -> str:
     if device is None:
         return ""
     if str(device).lower() == "cpu":
-        cores = environment.get("cpu_count")
-        processor = environment.get("processor", "")
-        return f"{processor} processor with {cores} cores".strip() if cores else "CPU"
+        cores, usable = map(environment.get, ("cpu_count", "usable_cpu_count"))
+        if not cores:
+            return "CPU"
+        processor = f"{environment.get('processor', '')} processor".strip()
+        bound = "" if usable in (None, cores) else f", {usable} usable"
+        return f"{processor} with {cores} cores{bound}"
     return f"{count} {device}" if count else str(device)
 
 

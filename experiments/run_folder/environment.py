@@ -14,6 +14,7 @@ import jax
 
 import lamaml_jax as lm
 from experiments.support import naming
+from experiments.support.cores import usable_cores
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
@@ -43,6 +44,7 @@ def environment(command: str | None = None) -> dict[str, Any]:
         "process_count": jax.process_count(),
         "processor": platform.machine(),
         "cpu_count": os.cpu_count(),
+        "usable_cpu_count": usable_cores(),  # fewer where the process is bound to some
         "command": command or shlex.join([*naming.command(), *sys.argv[1:]]),
         "git_commit": os.environ.get("LAMAML_COMMIT") or commit or None,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -71,7 +71,7 @@ def test_run_makes_results_table_and_figures(tmp_path):
 @pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="no processes bound to cores here"
 )
-def test_a_process_bound_to_a_core_has_one_device():
+def test_a_process_bound_to_a_core_has_one_device_and_records_one_core():
     core = min(os.sched_getaffinity(0))
     done = processes.run(
         [
@@ -79,11 +79,13 @@ def test_a_process_bound_to_a_core_has_one_device():
             "-c",
             f"import os; os.sched_setaffinity(0, {{{core}}})\n"
             "from experiments.cli import starting; starting.use_devices(None)\n"
-            "import jax; print(jax.device_count())",
+            "import jax; print(jax.device_count())\n"
+            "from experiments.run_folder.environment import environment\n"
+            "print(environment()['usable_cpu_count'])",
         ],
         PYTHONPATH=str(ROOT),
     )
-    assert done.stdout.split() == ["1"], done.stderr
+    assert done.stdout.split() == ["1", "1"], done.stderr
 
 
 MISTAKES = {

@@ -20,7 +20,7 @@ from stored_runs import cost_of, entry_of, example, store_run
 from experiments import bench, report, run_folder
 from experiments.config import benchmarks, presets
 from experiments.config.run_config import RunConfig, config_record
-from experiments.report import captions, figures, published, wording
+from experiments.report import captions, figures, provenance, published, wording
 from experiments.report.entries import make_entries, variant_labels
 from experiments.report.figures import common, training
 from experiments.support import styles
@@ -934,6 +934,14 @@ class TestPage:
             ", learning rate 0.3",
         ):
             assert word in text
+
+    @pytest.mark.parametrize(
+        ("usable", "words"), [(None, ""), (4, ""), (1, ", 1 usable")]
+    )
+    def test_cores_that_a_run_could_not_use_are_told(self, usable, words):
+        cpu = {"device": "cpu", "cpu_count": 4, "processor": "arm64"}
+        told = provenance.device_text(cpu | {"usable_cpu_count": usable})
+        assert told == f"arm64 processor with 4 cores{words}"
 
     @pytest.mark.usefixtures("no_figures")
     def test_the_next_command_is_at_the_end(self, tmp_path):
