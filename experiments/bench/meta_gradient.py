@@ -24,6 +24,11 @@ _CONVOLUTIONS = "tinyimagenet-split"
 _STEPS = (1, 5, 10, 32, 100)
 _BATCHES = (1, 256)
 _TARGET_S = 0.1
+_TITLES = (
+    "Meta-gradients: milliseconds",
+    "Meta-gradients: time over that of reverse",
+    "Meta-gradients: temporary memory over the size of the weights",
+)
 _FIRST = {"first_order": True}
 _MODES: dict[str, dict[str, Any]] = {
     "reverse": {"inner_ad": "reverse"},
@@ -129,19 +134,15 @@ def measure(settings: Settings) -> Sequence[Result]:
     Times are of meta-gradients in a loop, modes in turn; memory is what the compiled
     program of a single one asks for beside its arguments and results.
     """
-    cases = [
-        _Case(*sizes) for sizes in itertools.product(_PERCEPTRONS, _STEPS, _BATCHES)
-    ]
-    cases.append(_Case(_CONVOLUTIONS, 5, 2))
+    largest_first = itertools.product(
+        reversed(_PERCEPTRONS), reversed(_STEPS), _BATCHES
+    )
+    cases = [_Case(_CONVOLUTIONS, 5, 2), *(_Case(*sizes) for sizes in largest_first)]
     if settings.quick:
         cases = [_Case("32", 3, 2)]
-    titles = (
-        "Meta-gradients: milliseconds",
-        "Meta-gradients: time over that of reverse",
-        "Meta-gradients: temporary memory over the size of the weights",
-    )
-    tables = zip(*(_measure_case(case, settings) for case in cases), strict=True)
-    return [
-        Result(title, list(rows), _NOTE)
-        for title, rows in zip(titles, tables, strict=True)
-    ]
+    rows: dict[str, list[dict[str, Any]]] = {title: [] for title in _TITLES}
+    for case in cases:
+        for title, row in zip(_TITLES, _measure_case(case, settings), strict=True):
+            rows[title].append(row)
+        settings.keep([Result(title, list(rows[title]), _NOTE) for title in _TITLES])
+    return [Result(title, rows[title], _NOTE) for title in _TITLES]

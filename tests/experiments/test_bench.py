@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import bench
-from experiments.bench import timing, update
+from experiments.bench import cost, meta_gradient, timing, update
 from experiments.bench.job import Job, shortened
 from experiments.bench.scaling import device_counts
+from experiments.bench.settings import Settings
 from experiments.cli import app as command_line
 from experiments.cli import starting
 from experiments.config import benchmarks, presets
@@ -161,6 +163,48 @@ def test_ratio_is_the_median_of_rounds_not_the_ratio_of_medians():
     slow, fast = ([timing.Timing(t, 0) for t in ts] for ts in ([2, 30, 6], [1, 10, 2]))
     assert timing.median_ratio(slow, fast) == 3
     assert timing.median_wall_s(slow) == 6
+
+
+def test_an_accelerator_measures_large_models_by_the_wall_clock(monkeypatch):
+    small = tuple(cost._Case(width, 2, 3) for width in (20, 30))
+    monkeypatch.setattr(cost, "_LARGE_CASES", small[1:])
+    monkeypatch.setattr(cost, "_CASES", small[:1])
+    monkeypatch.setattr(cost, "_LEAST_S", 0.0)  # so that a stretch is one update
+    times = [timing.Timing(wall_s=2.0, cpu_s=3.0)]
+    monkeypatch.setattr(timing, "alternate", lambda works, rounds: {"": times})
+    kept = []
+    settings = Settings(None, None, 1, False, kept.append)
+    num_weights = [n * (784 + n + 10 + 2) + 10 for n in (30, 20)]
+    for backend, milliseconds, expected in (
+        ("gpu", 2000.0, num_weights),
+        ("cpu", 3000.0, num_weights[1:]),
+    ):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        (result,) = cost.measure(settings)
+        assert [row["weights"] for row in result.rows] == expected
+        assert {row["first_order_ms"] for row in result.rows} == {milliseconds}
+        assert [len(each.rows) for (each,) in kept] == [1, 2][: len(expected)]
+        kept.clear()
+
+
+def test_what_an_accelerator_has_no_room_for_is_compiled_only(monkeypatch):
+    memory = {"bytes_limit": 2**20}
+    device = types.SimpleNamespace(memory_stats=lambda: memory)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    settings = Settings(None, None, 1, True)
+    row = cost._measure_case(cost._Case(100, 2, 3), settings)
+    assert row["second_order_ms"] is None and row["second_order_mib"] > 0.9
+    memory["bytes_limit"] = 2**30
+    assert cost._measure_case(cost._Case(100, 2, 3), settings)["second_order_ms"] > 0
+
+
+def test_meta_gradients_are_kept_case_by_case(monkeypatch):
+    measured = lambda case, settings: [{"steps": case.inner_steps}] * 3
+    monkeypatch.setattr(meta_gradient, "_measure_case", measured)
+    kept = []
+    results = meta_gradient.measure(Settings(None, None, 1, False, kept.append))
+    assert [len(each[0].rows) for each in kept] == list(range(1, 32))
+    assert kept[-1] == results and len(results) == 3
 
 
 def test_device_counts_are_powers_of_two_and_all():
